@@ -1,0 +1,36 @@
+"""neuralmem: language models whose memory is a neural network that keeps learning while it reads.
+
+    model, tokenizer = nm.load("runs/quickstart")
+    state = model.init_state(batch_size=1)
+    for tokens in tokenizer.stream("war_and_peace.txt", length=4096):
+        logits, state = model(tokens, state)
+"""
+
+from neuralmem import ops
+from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
+from neuralmem.errors import UserError
+from neuralmem.generation.generate import generate, generate_stream
+from neuralmem.models.causal_lm import CausalLM
+from neuralmem.models.checkpoint import load, save
+from neuralmem.state import State
+from neuralmem.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer, train_bpe
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttentionConfig",
+    "ByteTokenizer",
+    "CausalLM",
+    "MemoryConfig",
+    "ModelConfig",
+    "State",
+    "Tokenizer",
+    "UserError",
+    "generate",
+    "generate_stream",
+    "load",
+    "load_tokenizer",
+    "ops",
+    "save",
+    "train_bpe",
+]

@@ -1,0 +1,1 @@
+"""Whole blocks of a model: one file per layer, each a `Layer`."""

@@ -1,0 +1,157 @@
+"""Titans MAC, memory as context: attention over a segment sees what the memory recalls for it, and is then remembered.
+
+h = M(q(S)) from the memory before the segment,  y = Attn([persistent | h | S]),  M <- M(y),  o = y (x) M(y)
+Titans (2501.00663) Eq. 21-25. Special: position i sees h and S up to i only and the second read uses the weights after
+token i, since the paper's plain causal mask and segment-end weights show a token its future (docs/paper_map.md).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from neuralmem.config import ModelConfig
+from neuralmem.errors import UserError
+from neuralmem.layers._layer import Gate, Layer, build_memory
+from neuralmem.memory._rule import MemoryState
+from neuralmem.modules.attention import PersistentTokens, split_heads
+from neuralmem.modules.grid import Grid, lay_out
+from neuralmem.modules.stream import Rows, expand_index
+from neuralmem.ops.attention import attend_segment
+from neuralmem.state import State, choose
+from neuralmem.typing import MemoryMode, Tensor, Tensors
+
+
+@dataclass(frozen=True)
+class MACState(State):
+    """Between two calls.
+
+    Args:
+        memory: with the writes of the unfinished segment
+        anchor: the memory's weights as they were before that segment: what its first read uses
+        segment: keys and values of the segment's tokens and of what was recalled for them, [B, segment - 1, N, D] each
+        filled: Int [B], tokens in the unfinished segment
+    """
+
+    memory: MemoryState
+    anchor: Tensors
+    segment: Tensors
+    filled: Tensor
+
+
+class TitansMAC(Layer):
+    """Recall, attention within a segment, remembering, gate; then feed-forward."""
+
+    has_memory = True
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        width, heads = config.width, config.attention.heads
+        if width % heads or width // heads % 2:
+            raise UserError(f"attention.heads is {heads}; it must divide width {width} into heads of even width")
+        self.size, self.heads, self.rotary_base = config.attention.segment, heads, config.attention.rotary_base
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.output = nn.Linear(width, width, bias=False)
+        count = config.attention.persistent_tokens
+        self.persistent = PersistentTokens(count, heads, width // heads) if count else None
+        self.memory, self.gate = build_memory(config), Gate(config)
+
+    @property
+    def reach(self) -> int:
+        return self.size - 1 + self.memory.reach
+
+    def init_state(self, batch_size: int) -> MACState:
+        memory = self.memory.init_state(batch_size)
+        size = (batch_size, self.size - 1, self.heads, self.key.out_features // self.heads)
+        segment = tuple(self.key.weight.new_zeros(size) for _ in range(4))
+        return MACState(memory, memory.weights, segment, torch.zeros_like(memory.filled))
+
+    def mix(self, x: Tensor, state: MACState | None, rows: Rows, memory: MemoryMode) -> tuple[Tensor, MACState]:
+        fresh, state = state is None, state or self.init_state(len(x))
+        if fresh and rows.plain and memory == "on":
+            return self._from_start(self.norm(x), state)
+        return self._on_grid(self.norm(x), state, rows, memory)
+
+    def _from_start(self, x: Tensor, state: MACState) -> tuple[Tensor, MACState]:
+        """A text from its start: whole segments, then the rest."""
+        whole = x.shape[1] // self.size * self.size
+        remembered, outputs = state.memory, []
+        for part in x[:, :whole].split(self.size, dim=1) if whole else ():
+            y, _ = self._attend(part, self.memory.recall(part, remembered.weights))
+            m, remembered = self.memory.segment(y, remembered)
+            outputs.append(self.gate(y, m))
+        rest, anchor, segment = x[:, whole:], remembered.weights, state.segment
+        if rest.shape[1]:
+            y, new = self._attend(rest, self.memory.recall(rest, anchor))
+            m, remembered = self.memory(y, remembered, rows=Rows())
+            outputs.append(self.gate(y, m))
+            segment = tuple(torch.cat([a.to(b.dtype), b[:, a.shape[1] :]], dim=1) for a, b in zip(new, segment, strict=True))
+        filled = torch.full_like(state.filled, rest.shape[1])
+        return torch.cat(outputs, dim=1) if outputs else x, MACState(remembered, anchor, segment, filled)
+
+    def _on_grid(self, x: Tensor, state: MACState, rows: Rows, mode: MemoryMode) -> tuple[Tensor, MACState]:
+        """A call that goes on in a segment, or whose rows differ."""
+        grid = lay_out(rows, x.shape[:2], state.filled, self.size)
+        if grid.size == 0:
+            return torch.zeros_like(x), state
+        placed, real = grid.place(x), grid.real()
+        remembered, anchor, outputs, seen = state.memory, state.anchor, [], []
+        first = self.memory.init_state(len(x)) if rows.reset is not None else None
+        for start in range(0, grid.size, self.size):
+            here = slice(start, start + self.size)
+            if first is not None and mode == "on":
+                begins = grid.starts[:, start]
+                remembered = choose(begins, first, remembered)
+                anchor = _choose(begins, first.weights, anchor)
+            cached = (state.segment, state.filled) if start == 0 else None
+            y, context = self._attend(placed[:, here], self._recall(placed[:, here], anchor, mode), cached)
+            m, remembered = self.memory(y, remembered, mask=real[:, here], memory=mode)
+            outputs.append(self.gate(y, m))
+            seen.append(context)
+            if mode == "on":
+                done = grid.complete >= start + self.size
+                remembered = choose(done, self.memory.close(remembered), remembered)
+                anchor = _choose(done, remembered.weights, anchor)
+        segment = self._unfinished(grid, tuple(torch.cat(parts, dim=1) for parts in zip(*seen, strict=True)), state)
+        y = grid.take(torch.cat(outputs, dim=1))
+        return y, MACState(remembered, anchor, segment, grid.end - grid.complete)
+
+    def _recall(self, x: Tensor, anchor: Tensors, mode: MemoryMode) -> Tensor:
+        if mode == "off":
+            return torch.zeros_like(x)
+        return self.memory.recall(x, anchor if mode == "on" else self.memory.fast(len(x))[0])
+
+    def _attend(self, x: Tensor, h: Tensor, cached: tuple[Tensors, Tensor] | None = None) -> tuple[Tensor, Tensors]:
+        """Attention of a segment [B, S, width] with what was recalled; `cached` overrides its first slots.
+
+        Returns the attended [B, S, width], and the segment's keys and values [B, S, N, D]: tokens', then recalled.
+        """
+        context = tuple(split_heads(f(u), self.heads) for u in (x, h) for f in (self.key, self.value))
+        if cached is not None:
+            past, filled = cached
+            old = (torch.arange(x.shape[1], device=x.device) < filled[:, None])[..., None, None]
+            room = x.shape[1] - past[0].shape[1]
+            past = (nn.functional.pad(p, (0, 0, 0, 0, 0, room)).to(c.dtype) for p, c in zip(past, context, strict=True))
+            context = tuple(torch.where(old, p, c) for p, c in zip(past, context, strict=True))
+        y = attend_segment(
+            split_heads(self.query(x), self.heads),
+            *context,
+            prefix=None if self.persistent is None else self.persistent(),
+            rotary_base=self.rotary_base,
+        )
+        return self.output(y.flatten(2)), context
+
+    def _unfinished(self, grid: Grid, context: Tensors, state: MACState) -> Tensors:
+        """Keys and values of each row's unfinished segment, zeros after its end."""
+        slots = grid.tail(self.size - 1)
+        taken = grid.complete[:, None] + torch.arange(self.size - 1, device=slots.device) < grid.end[:, None]
+        return tuple(
+            (c.gather(1, expand_index(slots, c)) * taken[..., None, None]).to(old.dtype)
+            for c, old in zip(context, state.segment, strict=True)
+        )
+
+
+def _choose(rows: Tensor, yes: Tensors, no: Tensors) -> Tensors:
+    return tuple(torch.where(rows[:, None, None, None], a, b) for a, b in zip(yes, no, strict=True))

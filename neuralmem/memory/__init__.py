@@ -1,0 +1,1 @@
+"""What learns while it reads: one file per memory rule, each a `MemoryRule`."""

@@ -1,0 +1,246 @@
+"""What every memory rule shares: projections, the chunk grid of a stream, the unfinished chunk, and the way out.
+
+Special: a chunk's gradients are anchored at its first weights, so the state keeps the weights as of the last chunk start
+and what the unfinished chunk would write. A call puts that in front of its own tokens, runs the complete chunks, then the
+rest, whose weights are dropped. Any cut of a text into calls is therefore the same computation.
+A rule is one file with a subclass: its initial weights, its gates, its update.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from neuralmem import probe
+from neuralmem.config import MemoryConfig
+from neuralmem.errors import UserError
+from neuralmem.modules.grid import Grid, lay_out
+from neuralmem.modules.norm import RMSNorm
+from neuralmem.modules.short_conv import ShortConv
+from neuralmem.modules.stream import Rows, Stream, expand_index
+from neuralmem.state import State
+from neuralmem.typing import MemoryMode, Tensor, Tensors
+
+
+@dataclass(frozen=True)
+class MemoryState(State):
+    """What a memory knows, per sample. Its size depends on the config alone.
+
+    Args:
+        weights: fast weights as of the last chunk start, [B, H, D_out, D_in] each, fp32 or wider
+        momentum: past surprise, like `weights`; empty for a rule without
+        pending: what the unfinished chunk's tokens write, [B, chunk_size - 1, ...] each, zeros after `filled`
+        filled: Int [B], tokens in the unfinished chunk
+        convolution: tails of the convolutions on queries, keys and values
+    """
+
+    weights: Tensors
+    momentum: Tensors
+    pending: Tensors
+    filled: Tensor
+    convolution: Tensors
+
+
+Fast = tuple[Tensors, Tensors]
+"""Weights and momentum."""
+
+
+class MemoryRule(Stream):
+    """A memory as a layer's mixer: [B, T, width] -> [B, T, width].
+
+    Queries, keys and values are linear maps of the input, a short convolution, SiLU; queries and keys have unit length
+    (Titans 4.4). What is read is normalised per head, gated and projected.
+
+    Args:
+        width: of the residual stream
+        config: the memory's settings
+    """
+
+    has_memory = True
+
+    def __init__(self, width: int, config: MemoryConfig) -> None:
+        super().__init__()
+        if config.head_width is None and width % config.heads:
+            raise UserError(f"memory.heads is {config.heads}; it must divide width {width}, or set memory.head_width")
+        self.config = config
+        self.heads, self.head_width = config.heads, config.head_width or width // config.heads
+        inner = self.heads * self.head_width
+        self.query = nn.Linear(width, inner, bias=False)
+        self.key = nn.Linear(width, inner, bias=False)
+        self.value = nn.Linear(width, inner, bias=False)
+        taps = config.convolution
+        self.convolutions = nn.ModuleList(ShortConv(inner, taps) for _ in range(3)) if taps > 1 else None
+        self.read_norm = RMSNorm(self.head_width)
+        self.gate = nn.Linear(width, inner, bias=False) if config.output_gate else None
+        self.output = nn.Linear(inner, width, bias=False)
+
+    @abstractmethod
+    def initial(self) -> Fast:
+        """Learned first weights and first momentum, each [H, D_out, D_in]."""
+
+    @abstractmethod
+    def gates(self, x: Tensor) -> Tensors:
+        """What decides how much a token writes, from the layer's input [B, T, width]: tensors [B, T, H] in fp32."""
+
+    @abstractmethod
+    def update(
+        self, q: Tensor, written: Tensors, fast: Fast, write_mask: Tensor | None, reset: Tensor | None
+    ) -> tuple[Tensor, Fast]:
+        """Read and write whole chunks from a chunk start. q: [B, T, H, D]; written: keys, values, then the gates."""
+
+    @abstractmethod
+    def evaluate(self, q: Tensor, weights: Tensors) -> Tensor:
+        """Read at fixed weights. q: [B, T, H, D] -> [B, T, H, D]."""
+
+    @property
+    def reach(self) -> int:
+        """Tokens before the current one that the convolutions see."""
+        return self.config.convolution - 1
+
+    def fast(self, batch_size: int) -> Fast:
+        """The initial weights and momentum for every sample: [B, H, D_out, D_in] in the state's dtype."""
+        return tuple(
+            tuple(x.to(self.state_dtype).expand(batch_size, *x.shape) for x in part) for part in self.initial()
+        )
+
+    def init_state(self, batch_size: int) -> MemoryState:
+        weights, momentum = self.fast(batch_size)
+        size, wide = self.config.chunk_size - 1, {"dtype": self.state_dtype, "device": self.device}
+        head = torch.zeros(batch_size, size, self.heads, self.head_width, **wide)
+        gates = self.gates(torch.zeros(batch_size, 0, self.query.in_features, dtype=self.query.weight.dtype, device=self.device))
+        pending = (head, head, *(torch.zeros(batch_size, size, *g.shape[2:], **wide) for g in gates))
+        tails = tuple(c.init_state(batch_size) for c in self.convolutions or ())
+        return MemoryState(weights, momentum, pending, torch.zeros(batch_size, dtype=torch.long, device=self.device), tails)
+
+    def advance(
+        self, x: Tensor, state: MemoryState | None, rows: Rows, memory: MemoryMode
+    ) -> tuple[Tensor, MemoryState]:
+        fresh, state = state is None, state or self.init_state(len(x))
+        q, written, tails = self._project(x, state.convolution, rows)
+        kept = (state.weights, state.momentum, state.pending, state.filled)
+        if memory == "off":
+            return torch.zeros_like(x), MemoryState(*kept, tails)
+        if memory == "frozen":
+            return self._leave(self.evaluate(q, self.fast(len(x))[0]), x), MemoryState(*kept, tails)
+        with probe.inside(self):
+            if fresh and rows.plain:
+                y, kept = self._from_start(q, written, state)
+            else:
+                y, kept = self._on_grid(q, written, state, rows)
+            if probe.active():
+                probe.observe("state_norm", torch.stack([w.detach().flatten(2).norm(dim=-1) for w in kept[0]]))
+        return self._leave(y, x), MemoryState(*kept, tails)
+
+    def retrieve(self, x: Tensor, state: MemoryState) -> Tensor:
+        """Read without writing what everything read so far left in the memory; no convolution, token by token.
+
+        Args:
+            x: [B, T, width]
+            state: not changed
+
+        Returns:
+            [B, T, width]
+        """
+        return self.recall(x, self.close(state).weights)
+
+    def recall(self, x: Tensor, weights: Tensors) -> Tensor:
+        """Read at given weights [B, H, D_out, D_in]: the query, the memory, the way out. [B, T, width] -> same."""
+        q = F.normalize(F.silu(self._split(self.query(x))), dim=-1)
+        return self._leave(self.evaluate(q, weights), x)
+
+    def close(self, state: MemoryState) -> MemoryState:
+        """End the unfinished chunk: its writes enter the weights, and the next token starts a chunk."""
+        index = torch.arange(state.pending[0].shape[1], device=state.filled.device)
+        nothing = torch.zeros_like(state.pending[0])
+        _, (weights, momentum) = self.update(
+            nothing, state.pending, (state.weights, state.momentum), index < state.filled[:, None], None
+        )
+        pending = tuple(map(torch.zeros_like, state.pending))
+        return MemoryState(weights, momentum, pending, torch.zeros_like(state.filled), state.convolution)
+
+    def segment(self, x: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
+        """Read a whole segment [B, T, width] from a chunk start and close it: the fast path of MAC."""
+        q, written, tails = self._project(x, state.convolution, Rows())
+        with probe.inside(self):
+            y, fast = self.update(q, written, (state.weights, state.momentum), None, None)
+        return self._leave(y, x), MemoryState(*fast, state.pending, state.filled, tails)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, self.head_width))  # [B, T, H * D] -> [B, T, H, D]
+
+    def _project(self, x: Tensor, tails: Tensors, rows: Rows) -> tuple[Tensor, Tensors, Tensors]:
+        """Input to queries and to what is written: keys, values, gates."""
+        projected, after = [f(x) for f in (self.query, self.key, self.value)], []
+        if self.convolutions is not None:
+            for i, (convolution, tail) in enumerate(zip(self.convolutions, tails, strict=True)):
+                projected[i], new = convolution(projected[i], tail, rows)
+                after.append(new)
+        q, k, v = (self._split(F.silu(u)) for u in projected)
+        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        return q, (k, v, *self.gates(x)), tuple(after)
+
+    def _leave(self, y: Tensor, x: Tensor) -> Tensor:
+        """What was read [B, T, H, D] to the residual stream."""
+        y = self.read_norm(y).flatten(2)
+        if self.gate is not None:
+            y = y * F.silu(self.gate(x))
+        return self.output(y.to(x.dtype))
+
+    def _from_start(self, q: Tensor, written: Tensors, state: MemoryState) -> tuple[Tensor, tuple]:
+        """A call that starts on the grid: complete chunks, then the rest."""
+        total, size = q.shape[1], self.config.chunk_size
+        whole = total // size * size
+        fast, outputs = (state.weights, state.momentum), []
+        if whole:
+            y, fast = self.update(q[:, :whole], tuple(w[:, :whole] for w in written), fast, None, None)
+            outputs.append(y)
+        rest = tuple(w[:, whole:] for w in written)
+        if total > whole:
+            outputs.append(self.update(q[:, whole:], rest, fast, None, None)[0])
+        pending = tuple(torch.cat([a.to(p.dtype), p[:, a.shape[1] :]], dim=1) for a, p in zip(rest, state.pending, strict=True))
+        y = torch.cat(outputs, dim=1) if outputs else torch.empty_like(q)
+        return y, (*fast, pending, torch.full_like(state.filled, total - whole))
+
+    def _on_grid(self, q: Tensor, written: Tensors, state: MemoryState, rows: Rows) -> tuple[Tensor, tuple]:
+        """A call that goes on in a chunk, or whose rows differ."""
+        grid = lay_out(rows, q.shape[:2], state.filled, self.config.chunk_size)
+        q = grid.place(q)
+        written = tuple(grid.place(w, front) for w, front in zip(written, state.pending, strict=True))
+        index, fast = torch.arange(grid.size, device=q.device), (state.weights, state.momentum)
+        y = torch.zeros_like(q)
+        whole = int(grid.complete.max()) if grid.size else 0
+        if whole:
+            write = (grid.taken() & (index < grid.complete[:, None]))[:, :whole]
+            starts = grid.starts[:, :whole] if rows.reset is not None else None
+            head, fast = self.update(q[:, :whole], tuple(w[:, :whole] for w in written), fast, write, starts)
+            y = torch.cat([head, y[:, whole:]], dim=1)
+        if rows.reset is not None:
+            fast = self._restart(grid.restarted, fast)
+        tail, pending = self._tail(grid, q, written, fast, y)
+        return grid.take(tail), (*fast, pending, grid.end - grid.complete)
+
+    def _restart(self, rows: Tensor, fast: Fast) -> Fast:
+        rows, first = rows[:, None, None, None], self.fast(len(rows))
+        return tuple(tuple(torch.where(rows, a, b) for a, b in zip(*part, strict=True)) for part in zip(first, fast, strict=True))
+
+    def _tail(self, grid: Grid, q: Tensor, written: Tensors, fast: Fast, y: Tensor) -> tuple[Tensor, Tensors]:
+        """Read each row's unfinished chunk. Returns the grid's outputs with it, and what it would write."""
+        size, room = grid.unit, grid.unit - 1
+        longest = int((grid.end - grid.complete).max()) if grid.size else 0
+        slots = grid.tail(longest)
+        taken = grid.complete[:, None] + torch.arange(longest, device=q.device) < grid.end[:, None]
+
+        def pick(x: Tensor) -> Tensor:
+            picked = x.gather(1, expand_index(slots, x))
+            return picked * taken.view(*taken.shape, *[1] * (x.ndim - 2))
+
+        rest = tuple(pick(w) for w in written)
+        if longest:
+            read, _ = self.update(pick(q), rest, fast, taken, None)
+            at = torch.where(taken, slots, grid.size)
+            y = torch.cat([y, torch.zeros_like(y[:, :1])], dim=1).scatter(1, expand_index(at, read), read)[:, : grid.size]
+        pending = tuple(F.pad(w, (0, 0) * (w.ndim - 2) + (0, room - longest)).to(self.state_dtype) for w in rest)
+        assert longest < size
+        return y, pending

@@ -1,0 +1,93 @@
+"""The long-term memory of Titans: an MLP with momentum and forgetting (2501.00663 Eq. 8-15), in a form that stays finite.
+
+Special, from measurements in docs/numerics.md: LayerNorm on the MLP's output, and an inner learning rate scaled by
+(1 - eta) / chunk_size, since a chunk adds chunk_size gradients of one anchor and momentum multiplies them by 1 / (1 - eta).
+"""
+
+import warnings
+
+import torch
+from torch import nn
+
+from neuralmem import probe
+from neuralmem.config import MemoryConfig
+from neuralmem.memory._rule import Fast, MemoryRule
+from neuralmem.ops import evaluate_memory, neural_memory
+from neuralmem.typing import Tensor, Tensors
+
+THETA_WITHOUT_NORM = 0.5
+
+
+class Titans(MemoryRule):
+    """S <- eta S - theta grad |M(k) - v|^2,  W <- (1 - alpha) W + S,  read M_W(q).
+
+    theta = theta_max sigmoid(.) (1 - eta) / chunk_size, eta = sigmoid(.), alpha = sigmoid(.), per token and head.
+    """
+
+    def __init__(self, width: int, config: MemoryConfig) -> None:
+        super().__init__(width, config)
+        self.theta_max = config.theta_max
+        if not config.norm and config.theta_max > THETA_WITHOUT_NORM:
+            warnings.warn(f"memory.theta_max {config.theta_max} is cut to {THETA_WITHOUT_NORM} because memory.norm is off", stacklevel=2)
+            self.theta_max = THETA_WITHOUT_NORM
+        H, D = self.heads, self.head_width
+        hidden = max(1, round(config.expansion * D))
+        widths = [D, *[hidden] * (config.depth - 1), D]
+        self.weights = nn.ParameterList(
+            torch.randn(H, out, into) / into**0.5 for into, out in zip(widths, widths[1:], strict=False)
+        )
+        with torch.no_grad():
+            self.weights[-1].mul_(0.1)  # M starts near the identity, with a gradient for every layer
+        biases = [config.theta_bias, config.alpha_bias] + ([config.eta_bias] if config.momentum else [])
+        self.gate_map = nn.Linear(width, len(biases) * H)
+        with torch.no_grad():
+            self.gate_map.weight.mul_(0.1)
+            self.gate_map.bias.copy_(torch.tensor(biases).repeat_interleave(H))
+        self.norm_gain = nn.Parameter(torch.ones(H, D)) if config.norm else None
+        self.norm_bias = nn.Parameter(torch.zeros(H, D)) if config.norm else None
+
+    @property
+    def _form(self) -> dict:
+        norm = None if self.norm_gain is None else (self.norm_gain, self.norm_bias)
+        return {"activation": self.config.activation, "residual": self.config.residual, "norm": norm}
+
+    def initial(self) -> Fast:
+        weights = tuple(self.weights)
+        return weights, tuple(map(torch.zeros_like, weights)) if self.config.momentum else ()
+
+    def gates(self, x: Tensor) -> Tensors:
+        theta, alpha, *eta = self.gate_map(x).to(self.state_dtype).sigmoid().unflatten(-1, (-1, self.heads)).unbind(-2)
+        theta = self.theta_max / self.config.chunk_size * theta
+        if eta:
+            theta = theta * (1 - eta[0])
+        for name, gate in zip(("theta", "alpha", "eta"), (theta, alpha, *eta), strict=False):
+            probe.observe(name, gate)
+        return theta, alpha, *eta
+
+    def update(
+        self, q: Tensor, written: Tensors, fast: Fast, write_mask: Tensor | None, reset: Tensor | None
+    ) -> tuple[Tensor, Fast]:
+        k, v, theta, alpha, *eta = written
+        weights, momentum = fast
+        first, start = self.fast(len(q))
+        y, weights, momentum = neural_memory(
+            q,
+            k.to(q.dtype),
+            v.to(q.dtype),
+            theta,
+            eta[0] if eta else None,
+            alpha,
+            weights,
+            momentum or None,
+            chunk_size=self.config.chunk_size,
+            write_mask=write_mask,
+            initial=(first, start or None),
+            reset=reset,
+            checkpoint_every=self.config.checkpoint_every,
+            backend=self.config.backend,
+            **self._form,
+        )
+        return y, (weights, momentum or ())
+
+    def evaluate(self, q: Tensor, weights: Tensors) -> Tensor:
+        return evaluate_memory(q, weights, **self._form)

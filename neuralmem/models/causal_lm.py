@@ -1,0 +1,121 @@
+"""A causal language model of any pattern of layers, whose state is a value.
+
+Special: `forward` is the only way in, for training, streaming and generation alike; a text cut into any calls gives the
+same logits. With memory="frozen" or "off" the same weights show what they can do without writing, or without memory.
+"""
+
+import hashlib
+import json
+import sys
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from neuralmem import registry
+from neuralmem.config import ModelConfig
+from neuralmem.errors import UserError
+from neuralmem.layers._layer import Layer
+from neuralmem.modules.norm import RMSNorm
+from neuralmem.modules.stream import Rows, Stream
+from neuralmem.state import State
+from neuralmem.typing import MemoryMode, Tensor
+
+
+@dataclass(frozen=True)
+class ModelState(State):
+    """What a model has read.
+
+    Args:
+        position: Int [B], tokens of the current document so far
+        layers: one state per layer
+        model: whose state this is, to be named in a file
+    """
+
+    position: Tensor
+    layers: tuple[State, ...]
+    model: Any = field(default=None, repr=False, compare=False, metadata={"identity": True})
+
+    def identity(self) -> dict[str, str] | None:
+        """Config and a hash of the weights of the model, if it still exists."""
+        model = self.model and self.model()
+        return model and model.identity()
+
+
+class CausalLM(Stream):
+    """Tokens to logits.
+
+    Args:
+        config: sizes and layers
+
+    Example:
+        >>> config = ModelConfig(vocab_size=257, width=32, depth=1, pattern=["titans_lmm"])
+        >>> model = CausalLM(config)
+        >>> logits, state = model(torch.randint(257, (2, 40)))
+        >>> logits.shape, state.position
+        (torch.Size([2, 40, 257]), tensor([40, 40]))
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(
+            registry.find("layer", name, Layer, "model.pattern")(config) for name in config.layer_names
+        )
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            nn.init.normal_(self.embedding.weight, std=config.width**-0.5)
+            self.head.weight = self.embedding.weight
+
+    @property
+    def has_memory(self) -> bool:  # type: ignore[override]
+        """Whether any layer learns while it reads."""
+        return any(layer.has_memory for layer in self.layers)
+
+    @property
+    def reach(self) -> int:
+        """How many tokens back attention and convolutions alone can see; sys.maxsize with full attention."""
+        reaches = [layer.reach for layer in self.layers]
+        return sys.maxsize if None in reaches else sum(reaches)
+
+    def init_state(self, batch_size: int) -> ModelState:
+        """The state before the first token.
+
+        Args:
+            batch_size: samples, each with a memory of its own
+        """
+        position = torch.zeros(batch_size, dtype=torch.long, device=self.device)
+        return ModelState(position, tuple(layer.init_state(batch_size) for layer in self.layers), weakref.ref(self))
+
+    def advance(
+        self, tokens: Tensor, state: ModelState | None, rows: Rows, memory: MemoryMode
+    ) -> tuple[Tensor, ModelState]:
+        x, states = self.embedding(tokens), []
+        for i, layer in enumerate(self.layers):
+            x, new = layer(x, state and state.layers[i], memory=memory, rows=rows)
+            states.append(new)
+        before = state.position if state is not None else torch.zeros(len(tokens), dtype=torch.long, device=x.device)
+        position = rows.carried(before, tokens.shape[1], sys.maxsize)
+        return self.head(self.norm(x)), ModelState(position, tuple(states), weakref.ref(self))
+
+    def identity(self) -> dict[str, str]:
+        """What a saved state must match: the config, and a hash of the weights."""
+        digest = hashlib.sha256()
+        for name, x in sorted(self.state_dict().items()):
+            digest.update(f"{name} {list(x.shape)}".encode())
+            digest.update(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return {"config": json.dumps(self.config.to_dict(), sort_keys=True), "weights": digest.hexdigest()}
+
+    def _check(self, x: Tensor, state: Any, mask: Tensor | None, reset: Tensor | None, memory: str) -> None:
+        if x.ndim != 2 or x.is_floating_point():
+            raise UserError(f"tokens is {x.dtype}{list(x.shape)}; it must be integers [B, T]")
+        if not torch.compiler.is_compiling() and x.numel() and x.device.type == "cpu":
+            low, high = int(x.min()), int(x.max())
+            if low < 0 or high >= self.config.vocab_size:
+                wrong = low if low < 0 else high
+                raise UserError(f"tokens contain {wrong}; ids go from 0 to vocab_size - 1 = {self.config.vocab_size - 1}")
+        super()._check(x, state, mask, reset, memory)

@@ -1,0 +1,135 @@
+"""Causal multi-head attention, full or in a sliding window, with persistent tokens and a cache as state.
+
+Special: the cache keeps keys before their rotation; positions are relative to the call, so a stream of any length is as
+precise as its first tokens. Persistent tokens (Titans 3.3) are learned keys and values without a position that every
+query sees; they are never written to a memory. How the attention itself runs is decided in `ops/attention`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from neuralmem.config import AttentionConfig
+from neuralmem.errors import UserError
+from neuralmem.modules.stream import Rows, Stream
+from neuralmem.ops.attention import attend
+from neuralmem.state import State
+from neuralmem.typing import MemoryMode, Tensor
+
+
+@dataclass(frozen=True)
+class AttentionState(State):
+    """The last keys and values, the most recent at the end.
+
+    Args:
+        keys: [B, K, N, D], not rotated; K is window - 1, or with full attention everything read
+        values: [B, K, N, D]
+        filled: Int [B], how many of them belong to the current document
+    """
+
+    keys: Tensor
+    values: Tensor
+    filled: Tensor
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """[B, T, N * D] -> [B, T, N, D]."""
+    return x.unflatten(-1, (heads, -1))
+
+
+class PersistentTokens(nn.Module):
+    """Learned keys and values [P, N, D] that every query sees (Titans 2501.00663 Eq. 19)."""
+
+    def __init__(self, count: int, heads: int, head_width: int) -> None:
+        super().__init__()
+        self.keys = nn.Parameter(torch.randn(count, heads, head_width))
+        self.values = nn.Parameter(torch.randn(count, heads, head_width) / head_width**0.5)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        return self.keys, self.values
+
+
+class Attention(Stream):
+    """[B, T, width] -> [B, T, width].
+
+    Args:
+        width: of the residual stream
+        config: heads, window, persistent tokens
+        field: what to call this config in an error
+    """
+
+    def __init__(self, width: int, config: AttentionConfig) -> None:
+        super().__init__()
+        if width % config.heads or width // config.heads % 2:
+            raise UserError(f"attention.heads is {config.heads}; it must divide width {width} into heads of even width")
+        self.config = config
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.output = nn.Linear(width, width, bias=False)
+        count = config.persistent_tokens
+        self.persistent = PersistentTokens(count, config.heads, width // config.heads) if count else None
+
+    @property
+    def reach(self) -> int | None:
+        """Tokens before a query that it sees; None for all of them."""
+        return None if self.config.window is None else self.config.window - 1
+
+    def init_state(self, batch_size: int) -> AttentionState:
+        size = self.reach or 0
+        heads = self.config.heads
+        cache = self.key.weight.new_zeros(batch_size, size, heads, self.key.out_features // heads)
+        return AttentionState(cache, cache.clone(), torch.zeros(batch_size, dtype=torch.long, device=self.device))
+
+    def advance(
+        self, x: Tensor, state: AttentionState | None, rows: Rows, memory: MemoryMode = "on"
+    ) -> tuple[Tensor, AttentionState]:
+        q, k, v = (split_heads(f(x), self.config.heads) for f in (self.query, self.key, self.value))
+        past = self.init_state(len(x)) if state is None else state
+        fresh = state is None
+        if fresh:
+            keys, values = k, v
+        else:
+            keys, values = (torch.cat([a.to(b.dtype), b], dim=1) for a, b in ((past.keys, k), (past.values, v)))
+        query_document, key_document = self._documents(past, rows, x.shape[1], fresh)
+        y = attend(
+            q,
+            keys,
+            values,
+            window=self.config.window,
+            query_document=query_document,
+            key_document=key_document,
+            prefix=None if self.persistent is None else self.persistent(),
+            rotary_base=self.config.rotary_base,
+            backend=self.config.backend,
+        )
+        return self.output(y.flatten(2)), self._remember(past, k, v, rows)
+
+    def _documents(
+        self, past: AttentionState, rows: Rows, total: int, fresh: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Which document queries and keys belong to, -1 for empty places; None, None when all is one document."""
+        size = past.keys.shape[1]
+        if rows.plain and (fresh or bool((past.filled == size).all())):
+            return None, None
+        shape = (len(past.filled), total)
+        query = rows.document if rows.reset is not None else past.filled.new_zeros(shape)
+        key = query if rows.mask is None else query.masked_fill(~rows.mask, -1)
+        if fresh:
+            return query, key
+        place = torch.arange(size, device=query.device)
+        cached = torch.where(place >= size - past.filled[:, None], 0, -1)
+        return query, torch.cat([cached, key], dim=1)
+
+    def _remember(self, past: AttentionState, k: Tensor, v: Tensor, rows: Rows) -> AttentionState:
+        """The cache after this call, with zeros where another document was, as in a fresh state."""
+        total = k.shape[1]
+        if self.config.window is None:  # make room for everything
+            room = past.keys.new_zeros(len(k), total, *k.shape[2:])
+            past = AttentionState(torch.cat([room, past.keys], 1), torch.cat([room, past.values], 1), past.filled)
+        size = past.keys.shape[1]
+        filled = rows.carried(past.filled, total, size)
+        own = (torch.arange(size, device=k.device) >= size - filled[:, None])[..., None, None]
+        keys, values = (rows.last(a, b.to(a.dtype)) * own for a, b in ((past.keys, k), (past.values, v)))
+        return AttentionState(keys, values, filled)

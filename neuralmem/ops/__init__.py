@@ -1,0 +1,6 @@
+"""Mathematics on tensors: one folder per op, each with its reference, its fast form and the derivation between them."""
+
+from neuralmem.ops.delta_descent import delta_descent
+from neuralmem.ops.neural_memory import evaluate_memory, neural_memory
+
+__all__ = ["delta_descent", "evaluate_memory", "neural_memory"]

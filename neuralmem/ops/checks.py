@@ -1,0 +1,67 @@
+"""Argument checks that the ops share: every error names the argument, what it was and what it must be."""
+
+import os
+from collections.abc import Sequence
+
+import torch
+
+from neuralmem.errors import UserError, nearest
+from neuralmem.typing import Tensor
+
+BACKENDS = ("auto", "reference", "chunked", "native")
+
+
+def check_shape(name: str, x: Tensor, shape: Sequence[int]) -> None:
+    """Refuse a tensor whose shape is not exactly `shape`."""
+    if tuple(x.shape) != tuple(shape):
+        raise UserError(f"{name} has shape {list(x.shape)}; it must be {list(shape)}")
+
+
+def check_floating(**tensors: Tensor) -> None:
+    """Refuse tensors that are not floating point or lie on another device than the first."""
+    device = next(iter(tensors.values())).device
+    for name, x in tensors.items():
+        if not x.is_floating_point():
+            raise UserError(f"{name} has dtype {x.dtype}; it must be a floating-point tensor")
+        if x.device != device:
+            raise UserError(f"{name} is on {x.device}; it must be on {device} like {next(iter(tensors))}")
+
+
+def check_mask(name: str, mask: Tensor | None, shape: Sequence[int]) -> None:
+    """Refuse a mask that is not Bool of exactly `shape`."""
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise UserError(f"{name} has dtype {mask.dtype}; it must be torch.bool")
+    check_shape(name, mask, shape)
+
+
+def check_reset(reset: Tensor | None, chunk_size: int) -> None:
+    """Refuse a reset anywhere but at a chunk's first token. Reads the mask's values, so not while compiling."""
+    if reset is None or torch.compiler.is_compiling():
+        return
+    inside = reset.clone()
+    inside[:, ::chunk_size] = False
+    if bool(inside.any()):
+        row, t = inside.nonzero()[0].tolist()
+        raise UserError(f"reset is True at row {row}, token {t}; it may be True only at multiples of chunk_size={chunk_size}")
+
+
+def choose_backend(backend: str, available: Sequence[str], reasons: dict[str, str]) -> str:
+    """The backend to run: `backend`, or for "auto" what NEURALMEM_BACKEND says, or the first available.
+
+    Args:
+        backend: one of BACKENDS
+        available: what can run here, fastest first
+        reasons: for what cannot, why
+    """
+    source = "backend"
+    if backend == "auto":
+        source, backend = "NEURALMEM_BACKEND", os.environ.get("NEURALMEM_BACKEND", "auto")
+    if backend not in BACKENDS:
+        raise UserError(f"{source} is {backend!r}; it must be one of {', '.join(BACKENDS)}{nearest(backend, BACKENDS)}")
+    if backend == "auto":
+        return available[0]
+    if backend not in available:
+        raise UserError(f"{source} is {backend!r}, which cannot run here: {reasons[backend]}")
+    return backend

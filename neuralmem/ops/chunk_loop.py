@@ -1,0 +1,43 @@
+"""The loop over chunks that every chunked op runs, with recomputation in backward."""
+
+from collections.abc import Callable
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from neuralmem.typing import Tensor, Tensors
+
+Step = Callable[[int, int, Tensors], tuple[Tensor, Tensors]]
+
+
+def run_chunks(
+    step: Step, state: Tensors, total: int, chunk_size: int, checkpoint_every: int | None
+) -> tuple[Tensor, Tensors]:
+    """Run `step` over chunks in order and join what it returns along dim 2, the token axis [B, H, T, D].
+
+    With `checkpoint_every` = g, backward keeps the state at every g-th boundary and recomputes between: total / (g
+    chunk_size) states plus the g of one group, least at g = sqrt(number of chunks).
+
+    Args:
+        step: (first token, one past the last, state) -> (output [B, H, tokens, D], state)
+        state: tensors before the first token
+        total: tokens, at least 1
+        chunk_size: tokens of a chunk; the last may be shorter
+        checkpoint_every: chunks per recomputed group, or None to keep everything
+    """
+
+    def group(start: int, stop: int, *state: Tensor) -> Tensors:
+        outputs = []
+        for at in range(start, stop, chunk_size):
+            y, state = step(at, min(at + chunk_size, total), state)
+            outputs.append(y)
+        return (torch.cat(outputs, dim=2), *state)
+
+    recompute = checkpoint_every is not None and torch.is_grad_enabled()
+    span = chunk_size * (checkpoint_every if recompute else -(-total // chunk_size))
+    outputs = []
+    for start in range(0, total, span):
+        part = (start, min(start + span, total), *state)
+        y, *state = checkpoint(group, *part, use_reentrant=False) if recompute else group(*part)
+        outputs.append(y)
+    return torch.cat(outputs, dim=2), tuple(state)

@@ -1,0 +1,100 @@
+"""The exact delta rule with forgetting: a linear memory whose error is taken at the current weights, not a chunk's first.
+
+DeltaNet (2406.06484) and, up to where the decay stands, Gated DeltaNet (2412.06464). Backends: `reference.py` is the
+loop, `chunked.py` the same function by one triangular solve per chunk. README.md derives one from the other.
+"""
+
+import torch
+
+from neuralmem.errors import UserError
+from neuralmem.ops.checks import check_floating, check_mask, check_reset, check_shape, choose_backend
+from neuralmem.ops.delta_descent.chunked import chunked
+from neuralmem.ops.delta_descent.reference import reference
+from neuralmem.typing import Tensor
+
+UNAVAILABLE = {"native": "the native kernels are not part of this version"}
+
+
+def delta_descent(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    alpha: Tensor,
+    weights: Tensor,
+    *,
+    chunk_size: int = 64,
+    write_mask: Tensor | None = None,
+    initial: Tensor | None = None,
+    reset: Tensor | None = None,
+    checkpoint_every: int | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Read tokens into a linear memory by the delta rule and read it back at every token.
+
+        M_t = (1 - alpha_t) M_{t-1} - theta_t (M_{t-1} k_t - v_t) k_t^T
+        y_t = M_t q_t
+
+    The loss is half the squared error, so theta = 1 with a unit key replaces what was stored under it; `neural_memory`'s
+    theta is half of this one. The result does not depend on chunk_size. Computed in promote_types(dtype, float32).
+
+    Args:
+        q, k, v: [B, T, H, D], of one dtype
+        theta: [B, T, H], inner learning rate
+        alpha: [B, T, H], forget fraction in [0, 1]
+        weights: [B, H, D, D], rows are outputs
+        chunk_size: tokens per triangular solve
+        write_mask: Bool [B, T]; False tokens are read but write and decay nothing
+        initial: [B, H, D, D], what a reset goes back to
+        reset: Bool [B, T], True only at multiples of chunk_size
+        checkpoint_every: chunks between boundary states that backward keeps
+        backend: "auto", "reference" or "chunked"; NEURALMEM_BACKEND overrides "auto"
+
+    Returns:
+        y [B, T, H, D] in q's dtype, and the weights after the last token.
+
+    Raises:
+        UserError: a shape, dtype, device or value that does not fit, naming the argument.
+
+    Example:
+        >>> k, v = torch.eye(4).view(1, 4, 1, 4), torch.randn(1, 4, 1, 4)
+        >>> one = torch.ones(1, 4, 1)
+        >>> _, memory = delta_descent(k, k, v, one, 0 * one, torch.zeros(1, 1, 4, 4))
+        >>> torch.allclose(memory[0, 0], v[0, :, 0].T)
+        True
+    """
+    _check(q, k, v, theta, alpha, weights, chunk_size, write_mask, initial, reset)
+    chosen = choose_backend(backend, ("chunked", "reference"), UNAVAILABLE)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    run = reference if chosen == "reference" else chunked
+    with torch.autocast(q.device.type, enabled=False):
+        y, weights = run(
+            *(x.to(wide) for x in (q, k, v, theta, alpha, weights)),
+            chunk_size=chunk_size,
+            write_mask=write_mask,
+            initial=None if initial is None else initial.to(wide),
+            reset=reset,
+            checkpoint_every=checkpoint_every,
+        )
+    return y.to(q.dtype), weights
+
+
+def _check(q, k, v, theta, alpha, weights, chunk_size, write_mask, initial, reset):
+    if q.ndim != 4:
+        raise UserError(f"q has shape {list(q.shape)}; it must be [B, T, H, D]")
+    B, T, H, D = q.shape
+    check_floating(q=q, k=k, v=v, theta=theta, alpha=alpha, weights=weights)
+    for name, x in (("k", k), ("v", v)):
+        check_shape(name, x, q.shape)
+    for name, x in (("theta", theta), ("alpha", alpha)):
+        check_shape(name, x, (B, T, H))
+    check_shape("weights", weights, (B, H, D, D))
+    if chunk_size < 1:
+        raise UserError(f"chunk_size is {chunk_size}; it must be at least 1")
+    check_mask("write_mask", write_mask, (B, T))
+    check_mask("reset", reset, (B, T))
+    if reset is not None and initial is None:
+        raise UserError("reset is given without initial, the state to go back to")
+    if initial is not None:
+        check_shape("initial", initial, weights.shape)
+    check_reset(reset, chunk_size)

@@ -1,0 +1,58 @@
+"""The delta rule with forgetting a chunk at a time, exact: one unit lower-triangular solve per chunk.
+
+The rank-one corrections of a chunk depend on each other only through k_s . k_t, which is a triangular system (the UT
+transform of DeltaNet, 2406.06484, with forgetting). Derivation: README.md.
+"""
+
+import torch
+
+from neuralmem.ops.chunk_loop import run_chunks
+from neuralmem.ops.neural_memory.chunked import decay_products
+from neuralmem.typing import Tensor, Tensors
+
+
+def chunked(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    alpha: Tensor,
+    weights: Tensor,
+    *,
+    chunk_size: int,
+    write_mask: Tensor | None,
+    initial: Tensor | None,
+    reset: Tensor | None,
+    checkpoint_every: int | None,
+) -> tuple[Tensor, Tensor]:
+    """The update in chunks. Arguments as in `delta_descent`; all tensors already in the state's dtype."""
+    if q.shape[1] == 0:
+        return torch.empty_like(q), weights
+    keep = 1 - alpha
+    if write_mask is not None:
+        theta, keep = torch.where(write_mask[..., None], theta, 0), torch.where(write_mask[..., None], keep, 1)
+    q, k, v, theta, keep = (x.transpose(1, 2) for x in (q, k, v, theta, keep))  # [B, H, T, ...]
+
+    def step(start: int, stop: int, state: Tensors) -> tuple[Tensor, Tensors]:
+        (weights,), here = state, slice(start, stop)
+        if reset is not None:
+            weights = torch.where(reset[:, start, None, None, None], initial, weights)
+        y, weights = _chunk(q[:, :, here], k[:, :, here], v[:, :, here], theta[..., here], keep[..., here], weights)
+        return y, (weights,)
+
+    y, (weights,) = run_chunks(step, (weights,), q.shape[2], chunk_size, checkpoint_every)
+    return y.transpose(1, 2), weights
+
+
+def _chunk(q: Tensor, k: Tensor, v: Tensor, theta: Tensor, keep: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """q, k, v: [B, H, C, D]; theta, keep: [B, H, C]; weights [B, H, D, D] -> y, weights."""
+    kept = decay_products(keep) * theta[..., None, :]  # [t, s]: what token t keeps of what token s wrote
+    beta = keep.cumprod(-1)[..., None]
+    before = torch.cat([torch.ones_like(beta[..., :1, :]), beta[..., :-1, :]], dim=-2)
+    kept_before = torch.nn.functional.pad(kept[..., :-1, :], (0, 0, 1, 0))  # the same one token earlier
+    system = (kept_before * (k @ k.mT)).tril(-1)
+    right = before * (k @ weights.mT) - v
+    error = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)  # M_{t-1} k_t - v_t
+    y = beta * (q @ weights.mT) - (kept * (q @ k.mT)) @ error
+    last = kept[..., -1, :, None]
+    return y, beta[..., -1:, :] * weights - (last * error).mT @ k

@@ -1,0 +1,76 @@
+"""Look at numbers inside a model while it runs, without changing it.
+
+Special: nothing is stored on a module. Code that has something worth seeing calls `observe`; outside a `recording` that is
+one comparison. Names are the module's path in the model, a slash, and what was observed: "layers.0.memory/theta".
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor, nn
+
+_recorder: ContextVar["Recorder | None"] = ContextVar("neuralmem_recorder", default=None)
+
+
+class Recorder:
+    """Collects means per name; `means()` returns them as plain floats."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.paths = {module: path for path, module in model.named_modules()}
+        self.scope: list[str] = []
+        self.values: dict[str, list[Tensor]] = defaultdict(list)
+
+    def means(self) -> dict[str, float]:
+        """The mean of everything observed under each name."""
+        return {name: torch.stack(values).mean().item() for name, values in self.values.items()}
+
+
+@contextmanager
+def recording(model: nn.Module) -> Iterator[Recorder]:
+    """Record what `model` observes about itself inside the block.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> with recording(layer) as record, inside(layer):
+        ...     observe("size", torch.tensor([1.0, 3.0]))
+        >>> record.means()
+        {'/size': 2.0}
+    """
+    recorder = Recorder(model)
+    token = _recorder.set(recorder)
+    try:
+        yield recorder
+    finally:
+        _recorder.reset(token)
+
+
+@contextmanager
+def inside(module: nn.Module) -> Iterator[None]:
+    """Say which module the observations of this block belong to."""
+    recorder = _recorder.get()
+    if recorder is None:
+        yield
+        return
+    recorder.scope.append(recorder.paths.get(module, type(module).__name__))
+    try:
+        yield
+    finally:
+        recorder.scope.pop()
+
+
+def active() -> bool:
+    """Whether anybody is recording: worth asking before computing something only to observe it."""
+    return not torch.compiler.is_compiling() and _recorder.get() is not None
+
+
+def observe(name: str, value: Tensor) -> None:
+    """Record the mean of `value` under `name`, if anybody is recording."""
+    if not active():
+        return
+    recorder = _recorder.get()
+    path = recorder.scope[-1] if recorder.scope else ""
+    if value.numel():
+        recorder.values[f"{path}/{name}"].append(value.detach().float().mean())
