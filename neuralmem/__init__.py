@@ -1,9 +1,9 @@
 """neuralmem: language models whose memory is a neural network that keeps learning while it reads.
 
-    model, tokenizer = nm.load("runs/quickstart")
-    state = model.init_state(batch_size=1)
-    for tokens in tokenizer.stream("war_and_peace.txt", length=4096):
-        logits, state = model(tokens, state)
+model, tokenizer = nm.load("runs/quickstart")
+state = model.init_state(batch_size=1)
+for tokens in tokenizer.stream("war_and_peace.txt", length=4096):
+    logits, state = model(tokens, state)
 """
 
 from neuralmem import ops

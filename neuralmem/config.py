@@ -59,6 +59,8 @@ class MemoryConfig:
         residual: M(x) = x + f(x) rather than f(x)
         activation: between the weight matrices
         convolution: taps of the causal depthwise convolutions on queries, keys and values; 1 is none
+        induction: start with keys that are the queries of the token before, so that what is written first is what
+            followed what; needs convolution of at least 2
         output_gate: multiply the memory's output by SiLU of a linear map of the layer's input
         theta_max: theta = theta_max * sigmoid(.) * (1 - eta) / chunk_size
         theta_bias: initial bias of the inner learning rate's gate, before the sigmoid
@@ -79,6 +81,7 @@ class MemoryConfig:
     residual: bool = True
     activation: Activation = "silu"
     convolution: int = 4
+    induction: bool = True
     output_gate: bool = True
     theta_max: float = 1.6
     theta_bias: float = 0.0

@@ -68,9 +68,8 @@ def active() -> bool:
 
 def observe(name: str, value: Tensor) -> None:
     """Record the mean of `value` under `name`, if anybody is recording."""
-    if not active():
+    recorder = _recorder.get() if active() else None
+    if recorder is None or not value.numel():
         return
-    recorder = _recorder.get()
     path = recorder.scope[-1] if recorder.scope else ""
-    if value.numel():
-        recorder.values[f"{path}/{name}"].append(value.detach().float().mean())
+    recorder.values[f"{path}/{name}"].append(value.detach().float().mean())

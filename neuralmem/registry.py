@@ -44,7 +44,9 @@ def find(kind: str, name: str, base: type, field: str) -> type:
         raise UserError(f"{field} is {name!r}; it must be one of {', '.join(known)}{nearest(name, known)}")
     module = importlib.import_module(f"neuralmem.{FOLDERS[kind]}.{name}")
     classes = [
-        x for _, x in inspect.getmembers(module, inspect.isclass) if issubclass(x, base) and x.__module__ == module.__name__
+        x
+        for _, x in inspect.getmembers(module, inspect.isclass)
+        if issubclass(x, base) and x.__module__ == module.__name__
     ]
     if len(classes) != 1:
         raise TypeError(f"{module.__name__} must define exactly one {base.__name__}, it defines {len(classes)}")

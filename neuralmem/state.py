@@ -107,7 +107,9 @@ class State:
             # An axis that is empty in a fresh state is one that grows: the cache of full attention.
             same = given.ndim == x.ndim and all(a in (b, 0) for a, b in zip(x.shape, given.shape, strict=True))
             if not same or given.dtype != x.dtype:
-                raise UserError(f"{path}: {name} is {given.dtype}{list(given.shape)}; the model has {x.dtype}{list(x.shape)}")
+                raise UserError(
+                    f"{path}: {name} is {given.dtype}{list(given.shape)}; the model has {x.dtype}{list(x.shape)}"
+                )
         found = iter([tensors[name].to(x.device) for name, x in expected.items()])
         return template.map(lambda _: next(found))
 
@@ -166,7 +168,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _same_model(path: str | Path, theirs: dict[str, str], ours: dict[str, str]) -> None:
     if theirs.get("config") != ours["config"]:
         a, b = (_flat(json.loads(x or "{}")) for x in (theirs.get("config"), ours["config"]))
-        differences = [f"{k} {a.get(k)!r} instead of {b.get(k)!r}" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
+        differences = [
+            f"{k} {a.get(k)!r} instead of {b.get(k)!r}" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)
+        ]
         raise UserError(f"state {path} is of another model: {', '.join(differences)}")
     if theirs.get("weights") != ours["weights"]:
         raise UserError(f"state {path} is of another model: same config, other weights")

@@ -16,7 +16,9 @@ from neuralmem.layers._layer import Gate, Layer, build_memory
 from neuralmem.memory._rule import MemoryState
 from neuralmem.modules.attention import PersistentTokens, split_heads
 from neuralmem.modules.grid import Grid, lay_out
+from neuralmem.modules.init import start_small
 from neuralmem.modules.stream import Rows, expand_index
+from neuralmem.ops import where_rows
 from neuralmem.ops.attention import attend_segment
 from neuralmem.state import State, choose
 from neuralmem.typing import MemoryMode, Tensor, Tensors
@@ -53,7 +55,7 @@ class TitansMAC(Layer):
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
-        self.output = nn.Linear(width, width, bias=False)
+        self.output = start_small(nn.Linear(width, width, bias=False))
         count = config.attention.persistent_tokens
         self.persistent = PersistentTokens(count, heads, width // heads) if count else None
         self.memory, self.gate = build_memory(config), Gate(config)
@@ -87,13 +89,15 @@ class TitansMAC(Layer):
             y, new = self._attend(rest, self.memory.recall(rest, anchor))
             m, remembered = self.memory(y, remembered, rows=Rows())
             outputs.append(self.gate(y, m))
-            segment = tuple(torch.cat([a.to(b.dtype), b[:, a.shape[1] :]], dim=1) for a, b in zip(new, segment, strict=True))
+            segment = tuple(
+                torch.cat([a.to(b.dtype), b[:, a.shape[1] :]], dim=1) for a, b in zip(new, segment, strict=True)
+            )
         filled = torch.full_like(state.filled, rest.shape[1])
         return torch.cat(outputs, dim=1) if outputs else x, MACState(remembered, anchor, segment, filled)
 
     def _on_grid(self, x: Tensor, state: MACState, rows: Rows, mode: MemoryMode) -> tuple[Tensor, MACState]:
         """A call that goes on in a segment, or whose rows differ."""
-        grid = lay_out(rows, x.shape[:2], state.filled, self.size)
+        grid = lay_out(rows, (x.shape[0], x.shape[1]), state.filled, self.size)
         if grid.size == 0:
             return torch.zeros_like(x), state
         placed, real = grid.place(x), grid.real()
@@ -101,10 +105,10 @@ class TitansMAC(Layer):
         first = self.memory.init_state(len(x)) if rows.reset is not None else None
         for start in range(0, grid.size, self.size):
             here = slice(start, start + self.size)
-            if first is not None and mode == "on":
+            if first is not None:
                 begins = grid.starts[:, start]
                 remembered = choose(begins, first, remembered)
-                anchor = _choose(begins, first.weights, anchor)
+                anchor = where_rows(begins, first.weights, anchor)
             cached = (state.segment, state.filled) if start == 0 else None
             y, context = self._attend(placed[:, here], self._recall(placed[:, here], anchor, mode), cached)
             m, remembered = self.memory(y, remembered, mask=real[:, here], memory=mode)
@@ -113,7 +117,7 @@ class TitansMAC(Layer):
             if mode == "on":
                 done = grid.complete >= start + self.size
                 remembered = choose(done, self.memory.close(remembered), remembered)
-                anchor = _choose(done, remembered.weights, anchor)
+                anchor = where_rows(done, remembered.weights, anchor)
         segment = self._unfinished(grid, tuple(torch.cat(parts, dim=1) for parts in zip(*seen, strict=True)), state)
         y = grid.take(torch.cat(outputs, dim=1))
         return y, MACState(remembered, anchor, segment, grid.end - grid.complete)
@@ -133,7 +137,7 @@ class TitansMAC(Layer):
             past, filled = cached
             old = (torch.arange(x.shape[1], device=x.device) < filled[:, None])[..., None, None]
             room = x.shape[1] - past[0].shape[1]
-            past = (nn.functional.pad(p, (0, 0, 0, 0, 0, room)).to(c.dtype) for p, c in zip(past, context, strict=True))
+            past = tuple(nn.functional.pad(p, (0, 0, 0, 0, 0, room)).to(context[0].dtype) for p in past)
             context = tuple(torch.where(old, p, c) for p, c in zip(past, context, strict=True))
         y = attend_segment(
             split_heads(self.query(x), self.heads),
@@ -151,7 +155,3 @@ class TitansMAC(Layer):
             (c.gather(1, expand_index(slots, c)) * taken[..., None, None]).to(old.dtype)
             for c, old in zip(context, state.segment, strict=True)
         )
-
-
-def _choose(rows: Tensor, yes: Tensors, no: Tensors) -> Tensors:
-    return tuple(torch.where(rows[:, None, None, None], a, b) for a, b in zip(yes, no, strict=True))

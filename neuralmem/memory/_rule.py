@@ -1,8 +1,8 @@
 """What every memory rule shares: projections, the chunk grid of a stream, the unfinished chunk, and the way out.
 
-Special: a chunk's gradients are anchored at its first weights, so the state keeps the weights as of the last chunk start
-and what the unfinished chunk would write. A call puts that in front of its own tokens, runs the complete chunks, then the
-rest, whose weights are dropped. Any cut of a text into calls is therefore the same computation.
+Special: a chunk's gradients are anchored at its first weights, so the state keeps the weights as of the last chunk
+start and what the unfinished chunk would write. A call puts that in front of its own tokens, runs the complete chunks,
+then the rest, whose weights are dropped. Any cut of a text into calls is therefore the same computation.
 A rule is one file with a subclass: its initial weights, its gates, its update.
 """
 
@@ -20,7 +20,8 @@ from neuralmem.modules.grid import Grid, lay_out
 from neuralmem.modules.norm import RMSNorm
 from neuralmem.modules.short_conv import ShortConv
 from neuralmem.modules.stream import Rows, Stream, expand_index
-from neuralmem.state import State
+from neuralmem.ops import where_rows
+from neuralmem.state import State, choose
 from neuralmem.typing import MemoryMode, Tensor, Tensors
 
 
@@ -45,6 +46,8 @@ class MemoryState(State):
 
 Fast = tuple[Tensors, Tensors]
 """Weights and momentum."""
+Kept = tuple[Tensors, Tensors, Tensors, Tensor]
+"""The fields of a MemoryState that reading changes: weights, momentum, pending, filled."""
 
 
 class MemoryRule(Stream):
@@ -71,10 +74,13 @@ class MemoryRule(Stream):
         self.key = nn.Linear(width, inner, bias=False)
         self.value = nn.Linear(width, inner, bias=False)
         taps = config.convolution
-        self.convolutions = nn.ModuleList(ShortConv(inner, taps) for _ in range(3)) if taps > 1 else None
+        convolutions = nn.ModuleList(ShortConv(inner, taps) for _ in range(3 if taps > 1 else 0))
+        self.convolutions: list[ShortConv] = convolutions  # type: ignore[assignment]
         self.read_norm = RMSNorm(self.head_width)
         self.gate = nn.Linear(width, inner, bias=False) if config.output_gate else None
         self.output = nn.Linear(inner, width, bias=False)
+        if self.convolutions and config.induction:
+            self._start_with_induction()
 
     @abstractmethod
     def initial(self) -> Fast:
@@ -101,24 +107,30 @@ class MemoryRule(Stream):
 
     def fast(self, batch_size: int) -> Fast:
         """The initial weights and momentum for every sample: [B, H, D_out, D_in] in the state's dtype."""
-        return tuple(
-            tuple(x.to(self.state_dtype).expand(batch_size, *x.shape) for x in part) for part in self.initial()
+        # Copies: a step of the optimizer must not change a state that was read before it.
+        weights, momentum = (
+            tuple(x.to(self.state_dtype, copy=True).expand(batch_size, *x.shape) for x in part)
+            for part in self.initial()
         )
+        return weights, momentum
 
     def init_state(self, batch_size: int) -> MemoryState:
         weights, momentum = self.fast(batch_size)
-        size, wide = self.config.chunk_size - 1, {"dtype": self.state_dtype, "device": self.device}
-        head = torch.zeros(batch_size, size, self.heads, self.head_width, **wide)
-        gates = self.gates(torch.zeros(batch_size, 0, self.query.in_features, dtype=self.query.weight.dtype, device=self.device))
-        pending = (head, head, *(torch.zeros(batch_size, size, *g.shape[2:], **wide) for g in gates))
-        tails = tuple(c.init_state(batch_size) for c in self.convolutions or ())
-        return MemoryState(weights, momentum, pending, torch.zeros(batch_size, dtype=torch.long, device=self.device), tails)
+        gates = self.gates(self.query.weight.new_zeros(batch_size, 0, self.query.in_features))
+        shapes = [(self.heads, self.head_width)] * 2 + [g.shape[2:] for g in gates]
+        like = self.query.weight.to(self.state_dtype)
+        pending = tuple(like.new_zeros(batch_size, self.config.chunk_size - 1, *shape) for shape in shapes)
+        tails = tuple(convolution.init_state(batch_size) for convolution in self.convolutions)
+        filled = torch.zeros(batch_size, dtype=torch.long, device=self.device)
+        return MemoryState(weights, momentum, pending, filled, tails)
 
     def advance(
         self, x: Tensor, state: MemoryState | None, rows: Rows, memory: MemoryMode
     ) -> tuple[Tensor, MemoryState]:
         fresh, state = state is None, state or self.init_state(len(x))
         q, written, tails = self._project(x, state.convolution, rows)
+        if memory != "on" and rows.reset is not None:
+            state = choose(rows.reset.any(1), self.init_state(len(x)), state)
         kept = (state.weights, state.momentum, state.pending, state.filled)
         if memory == "off":
             return torch.zeros_like(x), MemoryState(*kept, tails)
@@ -167,19 +179,36 @@ class MemoryRule(Stream):
             y, fast = self.update(q, written, (state.weights, state.momentum), None, None)
         return self._leave(y, x), MemoryState(*fast, state.pending, state.filled, tails)
 
+    @torch.no_grad()
+    def _start_with_induction(self) -> None:
+        """Make token t's key what token t-1's query is, its value the token itself, the way out the way in reversed.
+
+        Asked the same again, the memory then answers with what followed. It is what makes recall learnable in minutes
+        (docs/numerics.md); training may change all of it.
+        """
+        query, key, value = (convolution.weight for convolution in self.convolutions)  # [taps, H * D]
+        nearest_first = 2.0 ** (1 - torch.arange(len(query), dtype=query.dtype))  # 2, 1, 1/2, ...
+        query.mul_(nearest_first[:, None].to(query.device))
+        query[-1] = 0  # the farthest tap, for which the key, one token later, has no room
+        key[0], key[1:] = 0, query[:-1]
+        value[0], value[1:] = 1, 0
+        self.key.weight.copy_(self.query.weight)
+        self.output.weight.copy_(self.value.weight.T)
+
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, self.head_width))  # [B, T, H * D] -> [B, T, H, D]
 
     def _project(self, x: Tensor, tails: Tensors, rows: Rows) -> tuple[Tensor, Tensors, Tensors]:
         """Input to queries and to what is written: keys, values, gates."""
         projected, after = [f(x) for f in (self.query, self.key, self.value)], []
-        if self.convolutions is not None:
-            for i, (convolution, tail) in enumerate(zip(self.convolutions, tails, strict=True)):
-                projected[i], new = convolution(projected[i], tail, rows)
-                after.append(new)
+        for i, (convolution, tail) in enumerate(zip(self.convolutions, tails, strict=True)):
+            projected[i], new = convolution(projected[i], tail, rows)
+            after.append(new)
         q, k, v = (self._split(F.silu(u)) for u in projected)
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
-        return q, (k, v, *self.gates(x)), tuple(after)
+        with probe.inside(self):
+            gates = self.gates(x)
+        return q, (k, v, *gates), tuple(after)
 
     def _leave(self, y: Tensor, x: Tensor) -> Tensor:
         """What was read [B, T, H, D] to the residual stream."""
@@ -188,28 +217,29 @@ class MemoryRule(Stream):
             y = y * F.silu(self.gate(x))
         return self.output(y.to(x.dtype))
 
-    def _from_start(self, q: Tensor, written: Tensors, state: MemoryState) -> tuple[Tensor, tuple]:
+    def _from_start(self, q: Tensor, written: Tensors, state: MemoryState) -> tuple[Tensor, Kept]:
         """A call that starts on the grid: complete chunks, then the rest."""
         total, size = q.shape[1], self.config.chunk_size
         whole = total // size * size
-        fast, outputs = (state.weights, state.momentum), []
+        fast: Fast = (state.weights, state.momentum)
+        outputs = []
         if whole:
             y, fast = self.update(q[:, :whole], tuple(w[:, :whole] for w in written), fast, None, None)
             outputs.append(y)
         rest = tuple(w[:, whole:] for w in written)
         if total > whole:
             outputs.append(self.update(q[:, whole:], rest, fast, None, None)[0])
-        pending = tuple(torch.cat([a.to(p.dtype), p[:, a.shape[1] :]], dim=1) for a, p in zip(rest, state.pending, strict=True))
+        pending = tuple(self._pad(w) for w in rest)
         y = torch.cat(outputs, dim=1) if outputs else torch.empty_like(q)
         return y, (*fast, pending, torch.full_like(state.filled, total - whole))
 
-    def _on_grid(self, q: Tensor, written: Tensors, state: MemoryState, rows: Rows) -> tuple[Tensor, tuple]:
+    def _on_grid(self, q: Tensor, written: Tensors, state: MemoryState, rows: Rows) -> tuple[Tensor, Kept]:
         """A call that goes on in a chunk, or whose rows differ."""
-        grid = lay_out(rows, q.shape[:2], state.filled, self.config.chunk_size)
+        grid = lay_out(rows, (q.shape[0], q.shape[1]), state.filled, self.config.chunk_size)
         q = grid.place(q)
         written = tuple(grid.place(w, front) for w, front in zip(written, state.pending, strict=True))
-        index, fast = torch.arange(grid.size, device=q.device), (state.weights, state.momentum)
-        y = torch.zeros_like(q)
+        fast: Fast = (state.weights, state.momentum)
+        index, y = torch.arange(grid.size, device=q.device), torch.zeros_like(q)
         whole = int(grid.complete.max()) if grid.size else 0
         if whole:
             write = (grid.taken() & (index < grid.complete[:, None]))[:, :whole]
@@ -222,25 +252,28 @@ class MemoryRule(Stream):
         return grid.take(tail), (*fast, pending, grid.end - grid.complete)
 
     def _restart(self, rows: Tensor, fast: Fast) -> Fast:
-        rows, first = rows[:, None, None, None], self.fast(len(rows))
-        return tuple(tuple(torch.where(rows, a, b) for a, b in zip(*part, strict=True)) for part in zip(first, fast, strict=True))
+        weights, momentum = self.fast(len(rows))
+        return where_rows(rows, weights, fast[0]), where_rows(rows, momentum, fast[1])
 
     def _tail(self, grid: Grid, q: Tensor, written: Tensors, fast: Fast, y: Tensor) -> tuple[Tensor, Tensors]:
         """Read each row's unfinished chunk. Returns the grid's outputs with it, and what it would write."""
-        size, room = grid.unit, grid.unit - 1
         longest = int((grid.end - grid.complete).max()) if grid.size else 0
         slots = grid.tail(longest)
         taken = grid.complete[:, None] + torch.arange(longest, device=q.device) < grid.end[:, None]
 
         def pick(x: Tensor) -> Tensor:
             picked = x.gather(1, expand_index(slots, x))
-            return picked * taken.view(*taken.shape, *[1] * (x.ndim - 2))
+            return picked.masked_fill(~taken.view(*taken.shape, *[1] * (x.ndim - 2)), 0)
 
         rest = tuple(pick(w) for w in written)
         if longest:
             read, _ = self.update(pick(q), rest, fast, taken, None)
             at = torch.where(taken, slots, grid.size)
-            y = torch.cat([y, torch.zeros_like(y[:, :1])], dim=1).scatter(1, expand_index(at, read), read)[:, : grid.size]
-        pending = tuple(F.pad(w, (0, 0) * (w.ndim - 2) + (0, room - longest)).to(self.state_dtype) for w in rest)
-        assert longest < size
-        return y, pending
+            read = read.to(y.dtype)  # under autocast the update's dtype is not its input's
+            y = F.pad(y, (0, 0, 0, 0, 0, 1)).scatter(1, expand_index(at, read), read)[:, : grid.size]
+        return y, tuple(self._pad(w) for w in rest)
+
+    def _pad(self, written: Tensor) -> Tensor:
+        """What an unfinished chunk writes, [B, tokens, ...], to the state's [B, chunk_size - 1, ...]."""
+        room = self.config.chunk_size - 1 - written.shape[1]
+        return F.pad(written, (0, 0) * (written.ndim - 2) + (0, room)).to(self.state_dtype)

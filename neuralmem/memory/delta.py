@@ -1,7 +1,7 @@
 """A linear memory with the exact delta rule and forgetting: the baseline that a deep memory has to beat.
 
-DeltaNet (2406.06484) with a forget gate; it differs from Gated DeltaNet (2412.06464) in that the decay is not applied to
-the correction. The chunk size changes its speed, not its result.
+DeltaNet (2406.06484) with a forget gate; it differs from Gated DeltaNet (2412.06464) in that the decay is not applied
+to the correction. The chunk size changes its speed, not its result.
 """
 
 import torch

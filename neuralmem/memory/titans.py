@@ -1,10 +1,12 @@
-"""The long-term memory of Titans: an MLP with momentum and forgetting (2501.00663 Eq. 8-15), in a form that stays finite.
+"""The memory of Titans: an MLP with momentum and forgetting (2501.00663 Eq. 8-15), in a form that stays finite.
 
 Special, from measurements in docs/numerics.md: LayerNorm on the MLP's output, and an inner learning rate scaled by
-(1 - eta) / chunk_size, since a chunk adds chunk_size gradients of one anchor and momentum multiplies them by 1 / (1 - eta).
+(1 - eta) / chunk_size, since a chunk adds chunk_size gradients of one anchor and momentum multiplies by 1 / (1 - eta).
 """
 
 import warnings
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,14 +30,15 @@ class Titans(MemoryRule):
         super().__init__(width, config)
         self.theta_max = config.theta_max
         if not config.norm and config.theta_max > THETA_WITHOUT_NORM:
-            warnings.warn(f"memory.theta_max {config.theta_max} is cut to {THETA_WITHOUT_NORM} because memory.norm is off", stacklevel=2)
+            warnings.warn(
+                f"memory.theta_max {config.theta_max} is cut to {THETA_WITHOUT_NORM} because memory.norm is off",
+                stacklevel=2,
+            )
             self.theta_max = THETA_WITHOUT_NORM
         H, D = self.heads, self.head_width
         hidden = max(1, round(config.expansion * D))
         widths = [D, *[hidden] * (config.depth - 1), D]
-        self.weights = nn.ParameterList(
-            torch.randn(H, out, into) / into**0.5 for into, out in zip(widths, widths[1:], strict=False)
-        )
+        self.weights = nn.ParameterList(torch.randn(H, out, into) / into**0.5 for into, out in pairwise(widths))
         with torch.no_grad():
             self.weights[-1].mul_(0.1)  # M starts near the identity, with a gradient for every layer
         biases = [config.theta_bias, config.alpha_bias] + ([config.eta_bias] if config.momentum else [])
@@ -47,7 +50,7 @@ class Titans(MemoryRule):
         self.norm_bias = nn.Parameter(torch.zeros(H, D)) if config.norm else None
 
     @property
-    def _form(self) -> dict:
+    def _form(self) -> dict[str, Any]:
         norm = None if self.norm_gain is None else (self.norm_gain, self.norm_bias)
         return {"activation": self.config.activation, "residual": self.config.residual, "norm": norm}
 
@@ -70,7 +73,7 @@ class Titans(MemoryRule):
         k, v, theta, alpha, *eta = written
         weights, momentum = fast
         first, start = self.fast(len(q))
-        y, weights, momentum = neural_memory(
+        y, weights, surprise = neural_memory(
             q,
             k.to(q.dtype),
             v.to(q.dtype),
@@ -87,7 +90,7 @@ class Titans(MemoryRule):
             backend=self.config.backend,
             **self._form,
         )
-        return y, (weights, momentum or ())
+        return y, (weights, surprise or ())
 
     def evaluate(self, q: Tensor, weights: Tensors) -> Tensor:
         return evaluate_memory(q, weights, **self._form)

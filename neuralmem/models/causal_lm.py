@@ -62,9 +62,8 @@ class CausalLM(Stream):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.layers = nn.ModuleList(
-            registry.find("layer", name, Layer, "model.pattern")(config) for name in config.layer_names
-        )
+        layers = (registry.find("layer", name, Layer, "model.pattern")(config) for name in config.layer_names)
+        self.layers: list[Layer] = nn.ModuleList(layers)  # type: ignore[assignment]
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         if config.tie_embeddings:
@@ -80,7 +79,7 @@ class CausalLM(Stream):
     def reach(self) -> int:
         """How many tokens back attention and convolutions alone can see; sys.maxsize with full attention."""
         reaches = [layer.reach for layer in self.layers]
-        return sys.maxsize if None in reaches else sum(reaches)
+        return sum(reach or 0 for reach in reaches) if None not in reaches else sys.maxsize
 
     def init_state(self, batch_size: int) -> ModelState:
         """The state before the first token.
@@ -91,16 +90,46 @@ class CausalLM(Stream):
         position = torch.zeros(batch_size, dtype=torch.long, device=self.device)
         return ModelState(position, tuple(layer.init_state(batch_size) for layer in self.layers), weakref.ref(self))
 
+    def forward(  # type: ignore[override]
+        self,
+        tokens: Tensor,
+        state: ModelState | None = None,
+        *,
+        mask: Tensor | None = None,
+        reset: Tensor | None = None,
+        memory: MemoryMode = "on",
+        select: Tensor | None = None,
+    ) -> tuple[Tensor, ModelState]:
+        """Read tokens and predict the next one at each.
+
+        Args:
+            tokens: Int [B, T], T may be 0
+            state: what was read before; None is nothing
+            mask: Bool [B, T], True for real tokens; padding anywhere changes nothing and gets logits of zero
+            reset: Bool [B, T], True on a document's first token: it is read as by a fresh state
+            memory: "on"; "frozen": nothing is written, reads see the initial weights; "off": the memory gives zeros
+            select: Bool [B, T], predict at these n tokens only; a training step rarely needs all logits at once
+
+        Returns:
+            Logits [B, T, V], or [n, V] with `select`, and the state after the last token.
+
+        Raises:
+            UserError: token ids, shapes or a state that do not fit.
+        """
+        hidden, state = super().forward(tokens, state, mask=mask, reset=reset, memory=memory)
+        return self.head(self.norm(hidden if select is None else hidden[select])), state
+
     def advance(
         self, tokens: Tensor, state: ModelState | None, rows: Rows, memory: MemoryMode
     ) -> tuple[Tensor, ModelState]:
+        """Tokens to the residual stream after the last layer."""
         x, states = self.embedding(tokens), []
         for i, layer in enumerate(self.layers):
             x, new = layer(x, state and state.layers[i], memory=memory, rows=rows)
             states.append(new)
         before = state.position if state is not None else torch.zeros(len(tokens), dtype=torch.long, device=x.device)
         position = rows.carried(before, tokens.shape[1], sys.maxsize)
-        return self.head(self.norm(x)), ModelState(position, tuple(states), weakref.ref(self))
+        return x, ModelState(position, tuple(states), weakref.ref(self))
 
     def identity(self) -> dict[str, str]:
         """What a saved state must match: the config, and a hash of the weights."""
@@ -117,5 +146,7 @@ class CausalLM(Stream):
             low, high = int(x.min()), int(x.max())
             if low < 0 or high >= self.config.vocab_size:
                 wrong = low if low < 0 else high
-                raise UserError(f"tokens contain {wrong}; ids go from 0 to vocab_size - 1 = {self.config.vocab_size - 1}")
+                raise UserError(
+                    f"tokens contain {wrong}; ids go from 0 to vocab_size - 1 = {self.config.vocab_size - 1}"
+                )
         super()._check(x, state, mask, reset, memory)

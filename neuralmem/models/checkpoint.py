@@ -145,7 +145,9 @@ def _fits(folder: Path, model: CausalLM, weights: dict[str, torch.Tensor]) -> No
         if name not in weights:
             raise UserError(f"{folder / 'model.safetensors'} lacks tensor {name}")
         if name not in expected:
-            raise UserError(f"{folder / 'model.safetensors'} has tensor {name}, which the model of config.json does not")
+            raise UserError(
+                f"{folder / 'model.safetensors'} has tensor {name}, which the model of config.json does not"
+            )
         if expected[name].shape != weights[name].shape:
             raise UserError(
                 f"{folder / 'model.safetensors'}: {name} has shape {list(weights[name].shape)}; "

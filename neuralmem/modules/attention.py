@@ -12,6 +12,7 @@ from torch import nn
 
 from neuralmem.config import AttentionConfig
 from neuralmem.errors import UserError
+from neuralmem.modules.init import start_small
 from neuralmem.modules.stream import Rows, Stream
 from neuralmem.ops.attention import attend
 from neuralmem.state import State
@@ -56,7 +57,6 @@ class Attention(Stream):
     Args:
         width: of the residual stream
         config: heads, window, persistent tokens
-        field: what to call this config in an error
     """
 
     def __init__(self, width: int, config: AttentionConfig) -> None:
@@ -67,7 +67,7 @@ class Attention(Stream):
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
-        self.output = nn.Linear(width, width, bias=False)
+        self.output = start_small(nn.Linear(width, width, bias=False))
         count = config.persistent_tokens
         self.persistent = PersistentTokens(count, config.heads, width // config.heads) if count else None
 
@@ -114,7 +114,7 @@ class Attention(Stream):
         if rows.plain and (fresh or bool((past.filled == size).all())):
             return None, None
         shape = (len(past.filled), total)
-        query = rows.document if rows.reset is not None else past.filled.new_zeros(shape)
+        query = past.filled.new_zeros(shape) if rows.document is None else rows.document
         key = query if rows.mask is None else query.masked_fill(~rows.mask, -1)
         if fresh:
             return query, key

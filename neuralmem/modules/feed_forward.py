@@ -3,6 +3,7 @@
 from torch import nn
 from torch.nn import functional as F
 
+from neuralmem.modules.init import start_small
 from neuralmem.typing import Tensor
 
 
@@ -17,7 +18,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.up = nn.Linear(width, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.down = start_small(nn.Linear(hidden, width, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.up(x).chunk(2, dim=-1)

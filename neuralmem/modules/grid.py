@@ -37,7 +37,7 @@ class Grid:
     restarted: Tensor
 
     def place(self, x: Tensor, front: Tensor | None = None) -> Tensor:
-        """Tokens [B, T, ...] to slots [B, size, ...]; `front` [B, F, ...] holds what the first slots had. Zeros elsewhere."""
+        """Tokens [B, T, ...] to slots [B, size, ...]; `front` [B, F, ...] is what the first had; zeros elsewhere."""
         slot = self.slot
         if front is not None:
             index = torch.arange(front.shape[1], device=x.device)
@@ -90,7 +90,9 @@ def lay_out(rows: Rows, shape: tuple[int, int], filled: Tensor, unit: int) -> Gr
     last = (document * real).amax(1, keepdim=True) if T else torch.zeros(B, 1, dtype=torch.long, device=filled.device)
     end, complete = ((start + x).gather(1, last)[:, 0] for x in (count, count // unit * unit))
     size = -(-int(end.max()) // unit) * unit if B else 0
-    begun = (torch.arange(documents, device=filled.device) > 0) & (torch.arange(documents, device=filled.device) <= last)
+    begun = (torch.arange(documents, device=filled.device) > 0) & (
+        torch.arange(documents, device=filled.device) <= last
+    )
     starts = torch.zeros(B, size + 1, dtype=torch.bool, device=filled.device)
     starts = starts.scatter(1, torch.where(begun, start, size), True)[:, :size]
     restarted = (last[:, 0] > 0) & (complete == start.gather(1, last)[:, 0])

@@ -42,10 +42,10 @@ class ShortConv(nn.Module):
             earlier = joined[:, past - j : past - j + total]
             if document is not None and j:
                 same = document[:, past - j : past - j + total] == document[:, past:]
-                earlier = earlier * same[..., None]
+                earlier = earlier.masked_fill(~same[..., None], 0)
             y = y + self.weight[j] * earlier
         tail = rows.last(tail, x)
         if rows.reset is not None:
             began = rows.carried(torch.full_like(rows.reset[:, 0], past, dtype=torch.long), total, past)
-            tail = tail * (torch.arange(past, device=x.device) >= past - began[:, None])[..., None]
+            tail = tail.masked_fill((torch.arange(past, device=x.device) < past - began[:, None])[..., None], 0)
         return y, tail

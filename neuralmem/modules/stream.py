@@ -22,7 +22,7 @@ MODES = ("on", "frozen", "off")
 
 @dataclass(frozen=True)
 class Rows:
-    """B rows of T places whose first `length` tokens are real.
+    """B rows of T places, of which only the first so many may be real tokens.
 
     Args:
         mask: Bool [B, T], True for each row's real tokens, all to the left; None when every token is real
@@ -42,24 +42,19 @@ class Rows:
         """Int [B, T], 0 for the document that the state continues, then 1, 2, ...; None when no document starts."""
         return None if self.reset is None else self.reset.cumsum(1)
 
-    @cached_property
-    def length(self) -> Tensor | None:
-        """Int [B], real tokens per row; None when every token is real."""
-        return None if self.mask is None else self.mask.sum(1)
-
     def last(self, past: Tensor, x: Tensor) -> Tensor:
         """The last K real items of every row. past: [B, K, ...], x: [B, T, ...] -> [B, K, ...]."""
         joined = torch.cat([past, x], dim=1)
         size = past.shape[1]
         if self.mask is None:
             return joined[:, joined.shape[1] - size :]
-        index = self.length[:, None] + torch.arange(size, device=x.device)
+        index = self.mask.sum(1, keepdim=True) + torch.arange(size, device=x.device)
         return joined.gather(1, expand_index(index, joined))
 
     def carried(self, filled: Tensor, total: int, limit: int) -> Tensor:
         """How many of the last `limit` items belong to the row's last document. filled: Int [B] of it before this call."""
         if self.reset is None:
-            count = filled + (total if self.mask is None else self.length)
+            count = filled + (total if self.mask is None else self.mask.sum(1))
         else:
             real = self.mask if self.mask is not None else torch.ones_like(self.reset)
             last = self.reset.sum(1, keepdim=True)
@@ -105,7 +100,7 @@ class Stream(nn.Module, ABC):
             state: what was read before, or None
             mask: Bool [B, T], True for real tokens; the others change nothing and give zeros
             reset: Bool [B, T], True on a document's first token: it is read as by a fresh state
-            memory: "on"; "frozen", nothing is written and reads see the initial weights; or "off", the memory gives zeros
+            memory: "on"; "frozen": nothing is written, reads see the initial weights; "off": the memory gives zeros
             rows: x is left-aligned already; for modules that call modules, instead of mask and reset
 
         Returns:
@@ -145,4 +140,6 @@ class Stream(nn.Module, ABC):
         if state is not None:
             size = len(next(t for _, t in state.items()))
             if size != len(x):
-                raise UserError(f"batch size is {len(x)}, but the state has {size} rows; use state.select or a new state")
+                raise UserError(
+                    f"batch size is {len(x)}, but the state has {size} rows; use state.select or a new state"
+                )

@@ -2,5 +2,6 @@
 
 from neuralmem.ops.delta_descent import delta_descent
 from neuralmem.ops.neural_memory import evaluate_memory, neural_memory
+from neuralmem.ops.neural_memory.call import where_rows
 
-__all__ = ["delta_descent", "evaluate_memory", "neural_memory"]
+__all__ = ["delta_descent", "evaluate_memory", "neural_memory", "where_rows"]

@@ -44,7 +44,9 @@ def check_reset(reset: Tensor | None, chunk_size: int) -> None:
     inside[:, ::chunk_size] = False
     if bool(inside.any()):
         row, t = inside.nonzero()[0].tolist()
-        raise UserError(f"reset is True at row {row}, token {t}; it may be True only at multiples of chunk_size={chunk_size}")
+        raise UserError(
+            f"reset is True at row {row}, token {t}; it may be True only at multiples of chunk_size={chunk_size}"
+        )
 
 
 def choose_backend(backend: str, available: Sequence[str], reasons: dict[str, str]) -> str:

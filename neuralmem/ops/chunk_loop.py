@@ -7,7 +7,8 @@ from torch.utils.checkpoint import checkpoint
 
 from neuralmem.typing import Tensor, Tensors
 
-Step = Callable[[int, int, Tensors], tuple[Tensor, Tensors]]
+Stepped = tuple[Tensor, Tensors]  # has a name because torch.compile cannot evaluate it inside a function
+Step = Callable[[int, int, Tensors], Stepped]
 
 
 def run_chunks(
@@ -33,11 +34,12 @@ def run_chunks(
             outputs.append(y)
         return (torch.cat(outputs, dim=2), *state)
 
-    recompute = checkpoint_every is not None and torch.is_grad_enabled()
-    span = chunk_size * (checkpoint_every if recompute else -(-total // chunk_size))
-    outputs = []
+    if checkpoint_every is None or not torch.is_grad_enabled():
+        y, *after = group(0, total, *state)
+        return y, tuple(after)
+    outputs, span = [], chunk_size * checkpoint_every
     for start in range(0, total, span):
-        part = (start, min(start + span, total), *state)
-        y, *state = checkpoint(group, *part, use_reentrant=False) if recompute else group(*part)
+        y, *after = checkpoint(group, start, min(start + span, total), *state, use_reentrant=False)
         outputs.append(y)
-    return torch.cat(outputs, dim=2), tuple(state)
+        state = tuple(after)
+    return torch.cat(outputs, dim=2), state

@@ -63,7 +63,7 @@ def delta_descent(
         >>> torch.allclose(memory[0, 0], v[0, :, 0].T)
         True
     """
-    _check(q, k, v, theta, alpha, weights, chunk_size, write_mask, initial, reset)
+    _check(q, k, v, theta, alpha, weights, chunk_size, write_mask, initial, reset, checkpoint_every)
     chosen = choose_backend(backend, ("chunked", "reference"), UNAVAILABLE)
     wide = torch.promote_types(q.dtype, torch.float32)
     run = reference if chosen == "reference" else chunked
@@ -79,18 +79,34 @@ def delta_descent(
     return y.to(q.dtype), weights
 
 
-def _check(q, k, v, theta, alpha, weights, chunk_size, write_mask, initial, reset):
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    alpha: Tensor,
+    weights: Tensor,
+    chunk_size: int,
+    write_mask: Tensor | None,
+    initial: Tensor | None,
+    reset: Tensor | None,
+    checkpoint_every: int | None,
+) -> None:
     if q.ndim != 4:
         raise UserError(f"q has shape {list(q.shape)}; it must be [B, T, H, D]")
     B, T, H, D = q.shape
     check_floating(q=q, k=k, v=v, theta=theta, alpha=alpha, weights=weights)
     for name, x in (("k", k), ("v", v)):
         check_shape(name, x, q.shape)
+        if x.dtype != q.dtype:
+            raise UserError(f"{name} has dtype {x.dtype}; it must be {q.dtype} like q")
     for name, x in (("theta", theta), ("alpha", alpha)):
         check_shape(name, x, (B, T, H))
     check_shape("weights", weights, (B, H, D, D))
     if chunk_size < 1:
         raise UserError(f"chunk_size is {chunk_size}; it must be at least 1")
+    if checkpoint_every is not None and checkpoint_every < 1:
+        raise UserError(f"checkpoint_every is {checkpoint_every}; it must be at least 1 or None")
     check_mask("write_mask", write_mask, (B, T))
     check_mask("reset", reset, (B, T))
     if reset is not None and initial is None:

@@ -6,7 +6,8 @@ transform of DeltaNet, 2406.06484, with forgetting). Derivation: README.md.
 
 import torch
 
-from neuralmem.ops.chunk_loop import run_chunks
+from neuralmem import probe
+from neuralmem.ops.chunk_loop import Stepped, run_chunks
 from neuralmem.ops.neural_memory.chunked import decay_products
 from neuralmem.typing import Tensor, Tensors
 
@@ -31,16 +32,19 @@ def chunked(
     keep = 1 - alpha
     if write_mask is not None:
         theta, keep = torch.where(write_mask[..., None], theta, 0), torch.where(write_mask[..., None], keep, 1)
-    q, k, v, theta, keep = (x.transpose(1, 2) for x in (q, k, v, theta, keep))  # [B, H, T, ...]
+    total = q.shape[1]
+    # Split once, [B, H, C, ...] each: the gradient of a slice is as long as what it was cut from.
+    parts = [x.transpose(1, 2).split(chunk_size, dim=2) for x in (q, k, v, theta, keep)]
 
-    def step(start: int, stop: int, state: Tensors) -> tuple[Tensor, Tensors]:
-        (weights,), here = state, slice(start, stop)
-        if reset is not None:
+    def step(start: int, stop: int, state: Tensors) -> Stepped:
+        (weights,) = state
+        if reset is not None and initial is not None:
             weights = torch.where(reset[:, start, None, None, None], initial, weights)
-        y, weights = _chunk(q[:, :, here], k[:, :, here], v[:, :, here], theta[..., here], keep[..., here], weights)
+        q, k, v, theta, keep = (x[start // chunk_size] for x in parts)
+        y, weights = _chunk(q, k, v, theta, keep, weights)
         return y, (weights,)
 
-    y, (weights,) = run_chunks(step, (weights,), q.shape[2], chunk_size, checkpoint_every)
+    y, (weights,) = run_chunks(step, (weights,), total, chunk_size, checkpoint_every)
     return y.transpose(1, 2), weights
 
 
@@ -53,6 +57,7 @@ def _chunk(q: Tensor, k: Tensor, v: Tensor, theta: Tensor, keep: Tensor, weights
     system = (kept_before * (k @ k.mT)).tril(-1)
     right = before * (k @ weights.mT) - v
     error = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)  # M_{t-1} k_t - v_t
+    probe.observe("surprise", error.square().sum(-1))
     y = beta * (q @ weights.mT) - (kept * (q @ k.mT)) @ error
     last = kept[..., -1, :, None]
     return y, beta[..., -1:, :] * weights - (last * error).mT @ k

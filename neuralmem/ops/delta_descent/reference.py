@@ -25,7 +25,7 @@ def reference(
     """The token loop. Arguments as in `delta_descent`; all tensors already in the state's dtype."""
     outputs = []
     for t in range(q.shape[1]):
-        if reset is not None:
+        if reset is not None and initial is not None:
             weights = torch.where(reset[:, t, None, None, None], initial, weights)
         error = torch.einsum("bhij,bhj->bhi", weights, k[:, t]) - v[:, t]
         step = theta[:, t, :, None, None] * torch.einsum("bhi,bhj->bhij", error, k[:, t])

@@ -6,16 +6,14 @@ paper's loop, `chunked.py` the same function a chunk at a time. README.md derive
 
 import torch
 
-from neuralmem.errors import UserError, nearest
-from neuralmem.ops.checks import check_floating, check_mask, check_reset, check_shape, choose_backend
+from neuralmem.errors import UserError
+from neuralmem.ops.checks import choose_backend
+from neuralmem.ops.neural_memory.call import Norm, State, autocast, check_weights, make_form, prepare
 from neuralmem.ops.neural_memory.chunked import chunked
-from neuralmem.ops.neural_memory.mlp import ACTIVATIONS, MemoryForm
 from neuralmem.ops.neural_memory.reference import reference
 from neuralmem.typing import Tensor, Tensors
 
-Norm = tuple[Tensor, Tensor]
-State = tuple[Tensors, Tensors | None]
-
+BACKENDS = {"chunked": chunked, "reference": reference}
 UNAVAILABLE = {"native": "the native kernels are not part of this version"}
 
 
@@ -80,25 +78,28 @@ def neural_memory(
         >>> bool((y[:, -32:] + x[:, -32:]).norm() < (y[:, :32] + x[:, :32]).norm())
         True
     """
-    q, k, v = _autocast(q, k, v)
-    _check(q, k, v, theta, eta, alpha, weights, momentum, chunk_size, activation, norm, write_mask, initial, reset)
-    if checkpoint_every is not None and checkpoint_every < 1:
-        raise UserError(f"checkpoint_every is {checkpoint_every}; it must be at least 1 or None")
-    chosen = choose_backend(backend, ("chunked", "reference"), UNAVAILABLE)
-    wide = torch.promote_types(q.dtype, torch.float32)
-    operand = {} if chosen == "reference" else {"operand": q.dtype}
+    run = BACKENDS[choose_backend(backend, list(BACKENDS), UNAVAILABLE)]
+    call = prepare(
+        q,
+        k,
+        v,
+        theta,
+        eta,
+        alpha,
+        weights,
+        momentum,
+        chunk_size=chunk_size,
+        activation=activation,
+        residual=residual,
+        norm=norm,
+        write_mask=write_mask,
+        initial=initial,
+        reset=reset,
+        checkpoint_every=checkpoint_every,
+    )
     with torch.autocast(q.device.type, enabled=False):
-        y, weights, momentum = (reference if chosen == "reference" else chunked)(
-            *_to(wide, q, k, v, theta, eta, alpha, weights, momentum),
-            form=_form(activation, residual, norm, wide),
-            chunk_size=chunk_size,
-            write_mask=write_mask,
-            initial=_initial(initial, momentum, wide),
-            reset=reset,
-            checkpoint_every=checkpoint_every,
-            **operand,
-        )
-    return y.to(q.dtype), weights, momentum
+        y, weights, surprise = run(call)
+    return y.to(call.operand), weights, None if momentum is None else surprise
 
 
 def evaluate_memory(
@@ -120,92 +121,12 @@ def evaluate_memory(
         >>> torch.equal(evaluate_memory(x, weights), x)
         True
     """
-    (x,) = _autocast(x)
-    wide = torch.promote_types(x.dtype, torch.float32)
+    (x,) = autocast(x)
+    if x.ndim != 4:
+        raise UserError(f"x has shape {list(x.shape)}; it must be [B, T, H, D]")
+    check_weights(x, weights)
+    dtype = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
-        form = _form(activation, residual, norm, wide)
-        wide_x, weights = _to(wide, x, weights)
-        y = form.evaluate(weights, wide_x.transpose(1, 2)).transpose(1, 2)
-    return y.to(x.dtype)
-
-
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Under autocast, what autocast would have made of a matrix product's operands."""
-    kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
-        return tensors
-    return tuple(x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(kind)) for x in tensors)
-
-
-def _to(dtype: torch.dtype, *values):
-    """Cast tensors and tuples of tensors, leaving None."""
-    return [
-        None if x is None else tuple(w.to(dtype) for w in x) if isinstance(x, (tuple, list)) else x.to(dtype)
-        for x in values
-    ]
-
-
-def _form(activation: str, residual: bool, norm: Norm | None, dtype: torch.dtype) -> MemoryForm:
-    gain, bias = (None, None) if norm is None else (x.to(dtype)[:, None, :] for x in norm)  # [H, 1, D]
-    return MemoryForm(activation, residual, gain, bias)
-
-
-def _initial(initial: State | None, momentum: Tensors | None, dtype: torch.dtype) -> State | None:
-    if initial is None:
-        return None
-    weights, start = _to(dtype, *initial)
-    if momentum is not None and start is None:
-        start = tuple(map(torch.zeros_like, weights))
-    return weights, start
-
-
-def _check(q, k, v, theta, eta, alpha, weights, momentum, chunk_size, activation, norm, write_mask, initial, reset):
-    if q.ndim != 4:
-        raise UserError(f"q has shape {list(q.shape)}; it must be [B, T, H, D]")
-    B, T, H, D = q.shape
-    check_floating(q=q, k=k, v=v, theta=theta, alpha=alpha, **({} if eta is None else {"eta": eta}))
-    for name, x in (("k", k), ("v", v)):
-        check_shape(name, x, q.shape)
-        if x.dtype != q.dtype:
-            raise UserError(f"{name} has dtype {x.dtype}; it must be {q.dtype} like q")
-    for name, x in (("theta", theta), ("eta", eta), ("alpha", alpha)):
-        if x is not None:
-            check_shape(name, x, (B, T, H))
-    if (eta is None) != (momentum is None):
-        raise UserError("eta and momentum belong together: give both, or None for both")
-    if chunk_size < 1:
-        raise UserError(f"chunk_size is {chunk_size}; it must be at least 1")
-    if activation not in ACTIVATIONS:
-        raise UserError(
-            f"activation is {activation!r}; it must be one of {', '.join(ACTIVATIONS)}{nearest(activation, ACTIVATIONS)}"
-        )
-    if norm is not None:
-        for name, x in zip(("norm gain", "norm bias"), norm, strict=True):
-            check_shape(name, x, (H, D))
-    _check_weights("weights", weights, (B, H, D))
-    states = [("momentum", momentum)]
-    if initial is not None:
-        states += [("initial weights", initial[0]), ("initial momentum", initial[1])]
-    for name, state in states:
-        if state is None:
-            continue
-        if len(state) != len(weights):
-            raise UserError(f"{name} has {len(state)} tensors; it must have {len(weights)} like weights")
-        for i, (x, w) in enumerate(zip(state, weights, strict=True)):
-            check_shape(f"{name}[{i}]", x, w.shape)
-    check_mask("write_mask", write_mask, (B, T))
-    check_mask("reset", reset, (B, T))
-    if reset is not None and initial is None:
-        raise UserError("reset is given without initial, the state to go back to")
-    check_reset(reset, chunk_size)
-
-
-def _check_weights(name: str, weights: Tensors, size: tuple[int, int, int]) -> None:
-    B, H, D = size
-    if not isinstance(weights, (tuple, list)) or not weights:
-        raise UserError(f"{name} must be a tuple of at least one tensor [B, H, D_out, D_in]")
-    width = D
-    for i, w in enumerate(weights):
-        out = D if i == len(weights) - 1 else (w.shape[-2] if w.ndim == 4 else "D_out")
-        check_shape(f"{name}[{i}]", w, (B, H, out, width))
-        width = w.shape[-2]
+        form = make_form(activation, residual, norm, dtype)
+        y = form.evaluate(tuple(w.to(dtype) for w in weights), x.to(dtype).transpose(1, 2))
+    return y.transpose(1, 2).to(x.dtype)

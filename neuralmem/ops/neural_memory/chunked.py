@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 
 from neuralmem import probe
-from neuralmem.ops.chunk_loop import run_chunks
-from neuralmem.ops.neural_memory.mlp import ACTIVATIONS, MemoryForm
+from neuralmem.ops.chunk_loop import Stepped, run_chunks
+from neuralmem.ops.neural_memory.call import Call
+from neuralmem.ops.neural_memory.mlp import ACTIVATIONS
 from neuralmem.typing import Tensor, Tensors
 
 
@@ -60,95 +61,72 @@ def coefficients(theta: Tensor, eta: Tensor | None, alpha: Tensor, write: Tensor
     return Coefficients(beta, gamma, decay, both, over_momentum[..., -1, :] * theta)
 
 
+def chunk_coefficients(call: Call) -> list[Coefficients]:
+    """The coefficients of every chunk over [B, H]; those of whole chunks are computed at once."""
+    size, total = call.chunk_size, call.q.shape[1]
+    whole = total // size * size
+    write = None if call.write_mask is None else call.write_mask[..., None]
+    gates = [None if x is None else x.transpose(1, 2) for x in (call.theta, call.eta, call.alpha, write)]  # [B, H, T]
+
+    def part(start: int, stop: int, *shape: int) -> Coefficients:
+        return coefficients(*(None if x is None else x[..., start:stop].unflatten(-1, shape) for x in gates))  # type: ignore[arg-type]
+
+    chunks: list[Coefficients] = []
+    if whole:
+        split = [None if x is None else x.unbind(2) for x in part(0, whole, -1, size)]
+        for i in range(whole // size):
+            chunks.append(Coefficients(*(None if x is None else x[i] for x in split)))  # type: ignore[arg-type]
+    return chunks if whole == total else [*chunks, part(whole, total, total - whole)]
+
+
 def chunk_step(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    c: Coefficients,
-    weights: Tensors,
-    momentum: Tensors | None,
-    form: MemoryForm,
-    operand: torch.dtype,
-) -> tuple[Tensor, Tensors, Tensors | None]:
+    q: Tensor, k: Tensor, v: Tensor, c: Coefficients, weights: Tensors, momentum: Tensors, call: Call
+) -> tuple[Tensor, Tensors, Tensors]:
     """One chunk. q, k, v: [B, H, C, D]; coefficients over [B, H]; state [B, H, D_out, D_in] -> y, state."""
 
     def matmul(a: Tensor, b: Tensor) -> Tensor:
-        return (a.to(operand) @ b.to(operand)).to(v.dtype)
+        return (a.to(call.operand) @ b.to(call.operand)).to(v.dtype)
 
-    inputs, deltas, error = form.backpropagate(weights, k, v, matmul)
+    inputs, deltas, error = call.form.backpropagate(weights, k, v, matmul)
     probe.observe("surprise", error.square().sum(-1))
-    act, _ = ACTIVATIONS[form.activation]
+    act, _ = ACTIVATIONS[call.form.activation]
     x = q
     for layer, (weight, h, delta) in enumerate(zip(weights, inputs, deltas, strict=True)):
         if layer:
             x = act(x)
         u = matmul(c.beta[..., None] * x, weight.mT) - matmul(c.write * matmul(x, h.mT), delta)
-        if momentum is not None:
+        if c.gamma is not None:
             u = u + matmul(c.gamma[..., None] * x, momentum[layer].mT)
         x = u
-    y = form.finish(x, q)
+    y = call.form.finish(x, q)
 
-    last = [None if a is None else a[..., -1, None, None] for a in (c.beta, c.gamma, c.decay)]
-    written = _outer_sums(matmul, deltas, inputs, c.write[..., -1, :])
-    if momentum is None:
-        return y, tuple(last[0] * w - d for w, d in zip(weights, written, strict=True)), None
-    pushed = _outer_sums(matmul, deltas, inputs, c.push)
-    new_weights = tuple(last[0] * w + last[1] * s - d for w, s, d in zip(weights, momentum, written, strict=True))
-    return y, new_weights, tuple(last[2] * s - d for s, d in zip(momentum, pushed, strict=True))
+    def decayed(coefficient: Tensor, state: Tensors, row: Tensor) -> list[Tensor]:
+        """What the chunk leaves of a state, plus what it wrote: sum_s row_s outer(delta_s, input_s) per layer."""
+        written = (matmul((row[..., None] * delta).mT, h) for delta, h in zip(deltas, inputs, strict=True))
+        return [coefficient[..., -1, None, None] * w - d for w, d in zip(state, written, strict=True)]
+
+    kept = decayed(c.beta, weights, c.write[..., -1, :])
+    if c.gamma is None or c.decay is None or c.push is None:
+        return y, tuple(kept), ()
+    last = c.gamma[..., -1, None, None]
+    pushed = decayed(c.decay, momentum, c.push)
+    return y, tuple(w + last * s for w, s in zip(kept, momentum, strict=True)), tuple(pushed)
 
 
-def _outer_sums(matmul, deltas: list[Tensor], inputs: list[Tensor], row: Tensor) -> list[Tensor]:
-    """sum_s row_s outer(delta_s, input_s) for every layer."""
-    return [matmul((row[..., None] * delta).mT, h) for delta, h in zip(deltas, inputs, strict=True)]
-
-
-def chunked(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    theta: Tensor,
-    eta: Tensor | None,
-    alpha: Tensor,
-    weights: Tensors,
-    momentum: Tensors | None,
-    *,
-    form: MemoryForm,
-    chunk_size: int,
-    write_mask: Tensor | None,
-    initial: tuple[Tensors, Tensors | None] | None,
-    reset: Tensor | None,
-    checkpoint_every: int | None,
-    operand: torch.dtype | None = None,
-) -> tuple[Tensor, Tensors, Tensors | None]:
-    """The update in chunks. Arguments as in `neural_memory`; q, k, v in the state's dtype, matmuls in `operand`."""
-    total, layers = q.shape[1], len(weights)
+def chunked(call: Call) -> tuple[Tensor, Tensors, Tensors]:
+    """The update in chunks: y [B, T, H, D], weights and momentum after the last token."""
+    total, layers, size = call.q.shape[1], len(call.weights), call.chunk_size
     if total == 0:
-        return torch.empty_like(q), weights, momentum
-    operand = operand or q.dtype
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, H, T, D]
-    gates = [None if x is None else x.transpose(1, 2) for x in (theta, eta, alpha)]  # [B, H, T]
+        return torch.empty_like(call.q), call.weights, call.momentum
+    # Split once, [B, H, C, D] each: the gradient of a slice is as long as what it was cut from.
+    q, k, v = (x.transpose(1, 2).split(size, dim=2) for x in (call.q, call.k, call.v))
+    coefficients = chunk_coefficients(call)
 
-    def step(start: int, stop: int, state: Tensors) -> tuple[Tensor, Tensors]:
-        weights, momentum, here = state[:layers], state[layers:] or None, slice(start, stop)
-        if reset is not None:
-            weights, momentum = _restart(reset[:, start], initial, weights, momentum)
-        write = None if write_mask is None else write_mask[:, None, here]
-        c = coefficients(*(None if x is None else x[..., here] for x in gates), write)
-        y, weights, momentum = chunk_step(
-            q[:, :, here], k[:, :, here], v[:, :, here], c, weights, momentum, form, operand
-        )
-        return y, (*weights, *(momentum or ()))
+    def step(start: int, stop: int, state: Tensors) -> Stepped:
+        weights, momentum = call.restart(start, state[:layers], state[layers:])
+        i = start // size
+        y, weights, momentum = chunk_step(q[i], k[i], v[i], coefficients[i], weights, momentum, call)
+        return y, (*weights, *momentum)
 
-    y, state = run_chunks(step, (*weights, *(momentum or ())), total, chunk_size, checkpoint_every)
-    return y.transpose(1, 2), state[:layers], state[layers:] or None
-
-
-def _restart(
-    rows: Tensor, initial: tuple[Tensors, Tensors | None], weights: Tensors, momentum: Tensors | None
-) -> tuple[Tensors, Tensors | None]:
-    """Rows Bool [B] go back to the initial state; no gradient crosses for them."""
-    rows = rows[:, None, None, None]
-    weights = tuple(torch.where(rows, a, b) for a, b in zip(initial[0], weights, strict=True))
-    if momentum is not None:
-        momentum = tuple(torch.where(rows, a, b) for a, b in zip(initial[1], momentum, strict=True))
-    return weights, momentum
+    y, state = run_chunks(step, (*call.weights, *call.momentum), total, size, call.checkpoint_every)
+    return y.transpose(1, 2), state[:layers], state[layers:]

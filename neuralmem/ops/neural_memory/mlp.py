@@ -59,7 +59,7 @@ class MemoryForm:
 
     def finish(self, f: Tensor, x: Tensor) -> Tensor:
         """M(x) from f(x): norm, then residual. Both [B, H, T, D]."""
-        if self.gain is not None:
+        if self.gain is not None and self.bias is not None:
             f = F.layer_norm(f, f.shape[-1:], eps=NORM_EPS) * self.gain + self.bias
         return x + f if self.residual else f
 

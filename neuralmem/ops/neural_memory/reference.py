@@ -10,58 +10,40 @@ Everything else in this folder is measured against this file.
 import torch
 from torch.func import grad, vmap
 
+from neuralmem.ops.neural_memory.call import Call, where_rows
 from neuralmem.ops.neural_memory.mlp import MemoryForm
 from neuralmem.typing import Tensor, Tensors
 
 
-def reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    theta: Tensor,
-    eta: Tensor | None,
-    alpha: Tensor,
-    weights: Tensors,
-    momentum: Tensors | None,
-    *,
-    form: MemoryForm,
-    chunk_size: int,
-    write_mask: Tensor | None,
-    initial: tuple[Tensors, Tensors | None] | None,
-    reset: Tensor | None,
-    checkpoint_every: int | None,
-) -> tuple[Tensor, Tensors, Tensors | None]:
-    """The token loop. Arguments as in `neural_memory`; all tensors already in the state's dtype."""
-    has_momentum = momentum is not None
-    surprise = momentum if has_momentum else tuple(map(torch.zeros_like, weights))
-    outputs = []
-    for t in range(q.shape[1]):
-        if t % chunk_size == 0:
-            if reset is not None:
-                weights = _choose(reset[:, t], initial[0], weights)
-                surprise = _choose(reset[:, t], initial[1] or tuple(map(torch.zeros_like, weights)), surprise)
+def reference(call: Call) -> tuple[Tensor, Tensors, Tensors]:
+    """The token loop: y [B, T, H, D], weights and momentum after the last token."""
+    weights, outputs = call.weights, []
+    surprise = call.momentum or tuple(map(torch.zeros_like, weights))
+    anchor = weights
+    for t in range(call.q.shape[1]):
+        if t % call.chunk_size == 0:
+            if call.reset is not None:
+                weights = where_rows(call.reset[:, t], call.first_weights, weights)
+                first = call.first_momentum or tuple(map(torch.zeros_like, weights))
+                surprise = where_rows(call.reset[:, t], first, surprise)
             anchor = weights
-        gradient = _gradients(form, anchor, k[:, t], v[:, t])
-        th, al = _gate(theta[:, t]), _gate(alpha[:, t])
-        et = _gate(eta[:, t]) if has_momentum else 0.0
-        new_surprise = tuple(et * s - th * g for s, g in zip(surprise, gradient, strict=True))
-        new_weights = tuple((1 - al) * w + s for w, s in zip(weights, new_surprise, strict=True))
-        if write_mask is None:
+        gradient = _gradients(call.form, anchor, call.k[:, t], call.v[:, t])
+        theta, alpha = _gate(call.theta[:, t]), _gate(call.alpha[:, t])
+        eta = 0.0 if call.eta is None else _gate(call.eta[:, t])
+        new_surprise = tuple(eta * s - theta * g for s, g in zip(surprise, gradient, strict=True))
+        new_weights = tuple((1 - alpha) * w + s for w, s in zip(weights, new_surprise, strict=True))
+        if call.write_mask is None:
             surprise, weights = new_surprise, new_weights
         else:
-            surprise = _choose(write_mask[:, t], new_surprise, surprise)
-            weights = _choose(write_mask[:, t], new_weights, weights)
-        outputs.append(form.evaluate(weights, q[:, t, :, None])[:, :, 0])  # [B, H, D]
-    y = torch.stack(outputs, dim=1) if outputs else torch.empty_like(q)
-    return y, weights, surprise if has_momentum else None
+            surprise = where_rows(call.write_mask[:, t], new_surprise, surprise)
+            weights = where_rows(call.write_mask[:, t], new_weights, weights)
+        outputs.append(call.form.evaluate(weights, call.q[:, t, :, None])[:, :, 0])  # [B, H, D]
+    y = torch.stack(outputs, dim=1) if outputs else torch.empty_like(call.q)
+    return y, weights, surprise if call.momentum else ()
 
 
 def _gate(x: Tensor) -> Tensor:
     return x[..., None, None]  # [B, H] -> [B, H, 1, 1]
-
-
-def _choose(rows: Tensor, yes: Tensors, no: Tensors) -> Tensors:
-    return tuple(torch.where(rows[:, None, None, None], a, b) for a, b in zip(yes, no, strict=True))
 
 
 def _gradients(form: MemoryForm, anchor: Tensors, k: Tensor, v: Tensor) -> Tensors:

@@ -1,0 +1,67 @@
+# Every command of the project. `make help` lists them; each sets up .venv first, if that is not done yet.
+#
+#   make test PYTHON=python3.12     create .venv with this interpreter (3.11 or newer)
+#   make test RUN=python3           use an environment that is already there, and no .venv
+
+PYTHON ?= python3
+JOBS ?= 2
+STAMP := .venv/.installed
+ifdef RUN
+  READY :=
+else
+  RUN := .venv/bin/python
+  READY := $(STAMP)
+endif
+
+# Two test processes of one thread each: faster than the reverse, and the same numbers on every machine.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+PYTEST := $(ONE_THREAD) $(RUN) -m pytest -q
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo demo-baseline test soak test-gpu check format clean
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+
+setup: $(READY) ## create .venv and install everything
+
+$(STAMP): requirements.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) found; try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $$($(PYTHON) --version) is too old, neuralmem needs 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "error: $(PYTHON) has no venv module (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+demo: $(READY) ## train the quickstart model, then print its needle table and draw the heat map
+	$(RUN) train.py --config configs/quickstart.yaml
+	$(RUN) eval.py niah --checkpoint runs/quickstart
+
+demo-baseline: $(READY) ## the same with a sliding-window Transformer of equal size
+	$(RUN) train.py --config configs/quickstart_baseline.yaml
+	$(RUN) eval.py niah --checkpoint runs/quickstart_baseline
+
+test: $(READY) ## run the tests (about ten minutes on two cores)
+	$(PYTEST) -n $(JOBS) --dist worksteal
+
+soak: $(READY) ## run the long tests
+	$(PYTEST) -n $(JOBS) --dist worksteal -m soak
+
+test-gpu: $(READY) ## run the tests that need a CUDA device
+	$(PYTEST) -m gpu
+
+check: $(READY) ## lint, format, types and architecture (what pre-commit runs)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(PYTEST) tests/test_architecture.py
+
+format: $(READY) ## rewrite the sources in the project's format
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,66 @@
+"""How a benchmark is run and written down: medians with spread, and a JSON file with the machine and code behind it."""
+
+import json
+import platform
+import re
+import subprocess
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from time import process_time
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def processor() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else []
+    return names[0].strip() if names else platform.processor() or platform.machine()
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on: hardware, versions, commit."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
+    dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, cwd=RESULTS.parent)
+    return {
+        "processor": processor(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "titans_pytorch": _version("titans-pytorch"),
+        "commit": commit.stdout.strip() + ("+changes" if dirty.stdout.strip() else ""),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def cpu_seconds(run: Callable[[], Any], repeats: int = 5) -> dict[str, float]:
+    """CPU seconds of one call: median, least and most of several, after one that is not counted."""
+    run()
+    times = []
+    for _ in range(repeats):
+        start = process_time()
+        run()
+        times.append(process_time() - start)
+    return {"median": median(times), "least": min(times), "most": max(times)}
+
+
+def write(name: str, rows: list[dict[str, Any]]) -> Path:
+    """Write rows to results/<machine>/<name>.json and return the path."""
+    about = machine()
+    where = re.sub(r"[^a-z0-9]+", "-", (about["gpu"] or about["processor"]).lower()).strip("-")
+    path = RESULTS / where / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+    return path

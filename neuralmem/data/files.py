@@ -1,0 +1,197 @@
+"""Local files as documents: text, jsonl and parquet, single files, folders and globs.
+
+A text file is one document (a large one several), a line of a jsonl file one, a row of a parquet file one. Files are
+indexed once, without keeping their content, and read by position. What is not UTF-8 is counted and replaced by U+FFFD.
+"""
+
+import json
+import warnings
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any
+
+from neuralmem.data.document import Indexed, Side
+from neuralmem.errors import UserError, nearest
+
+TEXT = {".txt", ".text", ".md", ".rst"}
+LINES = {".jsonl", ".ndjson"}
+TABLES = {".parquet"}
+_CLOSED = {".gz", ".zst", ".xz", ".bz2", ".zip", ".tar", ".json", ".arrow", ".pkl", ".pickle", ".npy", ".npz", ".bin"}
+
+
+def find(spec: str) -> list[tuple[str, Path]]:
+    """The files that a path, folder or glob names, sorted, each with a name that is the same on every machine.
+
+    A folder is searched in depth for text, jsonl and parquet files; hidden files are left out. A file that is named,
+    or matched by a glob, is text whatever its ending, unless the ending is a known other format.
+
+    Raises:
+        UserError: nothing there, or nothing readable.
+    """
+    if has_magic(spec):
+        root = Path(spec[: min(spec.find(sign) for sign in "*?[" if sign in spec)] + "*").parent
+        paths = [Path(path) for path in glob(spec, recursive=True) if Path(path).is_file()]
+    elif (root := Path(spec)).is_dir():
+        known = TEXT | LINES | TABLES
+        paths = [path for path in root.rglob("*") if path.suffix.lower() in known and path.is_file()]
+        paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+        if not paths:
+            raise UserError(f"source: no {', '.join(sorted(known))} file under {spec!r}; a glob takes any text file")
+    else:
+        paths, root = [root] if root.is_file() else [], root.parent
+    if not paths:
+        raise UserError(f"source: no such file or folder: {spec!r}{_neighbour(Path(spec))}")
+    if closed := next((path for path in paths if path.suffix.lower() in _CLOSED), None):
+        raise UserError(f"source: {str(closed)!r} is not text; allowed: text, .jsonl, .ndjson, .parquet, uncompressed")
+    return sorted((path.relative_to(root).as_posix(), path) for path in paths)
+
+
+def open_files(
+    spec: str, *, side: Side = "all", share: float = 0.0, text_field: str = "text", document_bytes: int = 1 << 18
+) -> list[Indexed]:
+    """-> one source for each kind of file (text, jsonl, parquet) that `spec` names; see `find`."""
+    kinds: dict[str, list[tuple[str, Path]]] = {"text": [], "lines": [], "tables": []}
+    for name, path in find(spec):
+        suffix = path.suffix.lower()
+        kinds["lines" if suffix in LINES else "tables" if suffix in TABLES else "text"].append((name, path))
+    sources = []
+    if files := kinds["text"]:
+        spans = _Spans(files, lambda path: _document_starts(path, document_bytes))
+        sources.append(spans.source(spec, lambda data, place: data, side, share))
+    if files := kinds["lines"]:
+        spans = _Spans(files, _line_starts)
+        sources.append(spans.source(spec, lambda data, place: _json_text(data, place, text_field), side, share))
+    if files := kinds["tables"]:
+        sources.append(_tables(spec, files, side, share, text_field))
+    return sources
+
+
+class _Spans:
+    """Byte ranges of files: document number -> file, first byte, last byte."""
+
+    def __init__(self, files: list[tuple[str, Path]], starts_of: Callable[[Path], Iterator[int]]) -> None:
+        self.files, self.starts, self.firsts, self.replaced = files, array("q"), [0], 0
+        for _, path in files:
+            self.starts.extend(starts_of(path))  # the last start of a file is its end
+            self.firsts.append(len(self.starts) - len(self.firsts))
+        # A file of n documents has n + 1 starts: document i of file f begins at starts[i + f].
+
+    def source(self, spec: str, text: Callable[[str, str], str], side: Side, share: float) -> Indexed:
+        def fetch(number: int) -> str:
+            return text(self._read(number), self._place(number))
+
+        return Indexed(spec, self.firsts[-1], self._place, fetch, side=side, share=share)
+
+    def _file(self, number: int) -> int:
+        return bisect_right(self.firsts, number) - 1
+
+    def _place(self, number: int) -> str:
+        file = self._file(number)
+        alone = self.firsts[file + 1] - self.firsts[file] == 1
+        return self.files[file][0] if alone else f"{self.files[file][0]}#{number - self.firsts[file] + 1}"
+
+    def _read(self, number: int) -> str:
+        file = self._file(number)
+        start, stop = self.starts[number + file], self.starts[number + file + 1]
+        with self.files[file][1].open("rb") as stream:
+            stream.seek(start)
+            data = stream.read(stop - start)
+        text = data.decode("utf-8", "replace")
+        if broken := text.count("\ufffd") - data.count("\ufffd".encode()):
+            if not self.replaced:
+                path = str(self.files[file][1])
+                warnings.warn(f"source: {path!r} is not UTF-8 in {broken} place(s), replaced by U+FFFD", stacklevel=2)
+            self.replaced += broken
+        return text
+
+
+def _document_starts(path: Path, document_bytes: int) -> Iterator[int]:
+    """Cut a file larger than `document_bytes` after the first line break from there on; the file's end comes last."""
+    size, start = path.stat().st_size, 0
+    with path.open("rb") as stream:
+        while start < size:
+            yield start
+            start += document_bytes
+            stream.seek(start)
+            line = stream.readline(document_bytes)
+            # Without a line break nearby, cut in front of the next character.
+            broken = line.endswith(b"\n") or start + len(line) >= size
+            start += len(line) if broken else next((i for i in range(4) if line[i] & 0xC0 != 0x80), 0)
+    yield size
+
+
+def _line_starts(path: Path) -> Iterator[int]:
+    """Where the lines of a file begin, blank ones left out; the file's end comes last."""
+    place = 0
+    with path.open("rb") as stream:
+        for line in stream:
+            if line.strip():
+                yield place
+            place += len(line)
+    yield place
+
+
+def _json_text(line: str, place: str, field: str) -> str:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"source: {place} is not a JSON line: {error.msg}") from None
+    return text_of(row if isinstance(row, dict) else {}, place, field)
+
+
+def text_of(row: dict[str, Any], place: str, field: str) -> str:
+    """The text field of a record, or a clear refusal."""
+    if not isinstance(text := row.get(field), str):
+        found = ", ".join(sorted(map(str, row))) or "none"
+        raise UserError(f"text_field: {place} has no text in {field!r}; its fields: {found}{nearest(field, row)}")
+    return text
+
+
+def _tables(spec: str, files: list[tuple[str, Path]], side: Side, share: float, field: str) -> Indexed:
+    """Rows of parquet files. A row group is read at a time, and shuffling keeps its rows together."""
+    try:
+        from pyarrow import ArrowInvalid, parquet
+    except ImportError:
+        raise UserError("source: parquet files need the package pyarrow; pip install pyarrow") from None
+    groups: list[tuple[int, int]] = []  # (file, row group)
+    firsts = [0]
+    for i, (name, path) in enumerate(files):
+        try:
+            with parquet.ParquetFile(path) as table:
+                names, sizes = (
+                    table.schema_arrow.names,
+                    [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)],
+                )
+        except (ArrowInvalid, OSError) as error:
+            raise UserError(f"source: {str(path)!r} is not a parquet file ({str(error).splitlines()[0]})") from None
+        if field not in names:
+            hint = nearest(field, names)
+            raise UserError(f"text_field: {name} has no {field!r}; its fields: {', '.join(names)}{hint}")
+        groups += [(i, group) for group in range(len(sizes))]
+        for size in sizes:
+            firsts.append(firsts[-1] + size)
+
+    @lru_cache(maxsize=2)
+    def column(group: int) -> list[Any]:
+        file, number = groups[group]
+        with parquet.ParquetFile(files[file][1]) as table:
+            return table.read_row_group(number, columns=[field]).column(0).to_pylist()
+
+    def key(number: int) -> str:
+        group = bisect_right(firsts, number) - 1
+        file, part = groups[group]
+        return f"{files[file][0]}#{part}.{number - firsts[group] + 1}"
+
+    def fetch(number: int) -> str:
+        group = bisect_right(firsts, number) - 1
+        return text_of({field: column(group)[number - firsts[group]]}, key(number), field)
+
+    return Indexed(spec, firsts[-1], key, fetch, groups=firsts[:-1], side=side, share=share)
+
+
+def _neighbour(path: Path) -> str:
+    return nearest(path.name, [other.name for other in path.parent.iterdir()]) if path.parent.is_dir() else ""

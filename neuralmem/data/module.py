@@ -1,0 +1,289 @@
+"""Lightning data modules: text, and synthetic tasks. The only file below training that imports Lightning.
+
+What is special: loaders save their exact position in Lightning's checkpoints, validation draws nothing from the global
+random state, devices and loader processes read different documents, and `vocab_size` is known before training starts,
+so that a configuration file can link it to the model.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import lightning.pytorch as L
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from neuralmem.data.batch import Batch
+from neuralmem.data.document import limited
+from neuralmem.data.needles import HAYSTACK_CHARACTERS, NeedleFormat, Needles, find_keys
+from neuralmem.data.packing import PackedText
+from neuralmem.data.sources import DOCUMENT_BYTES, Side, Source, open_source
+from neuralmem.data.synthetic import Part, Recall, Stage
+from neuralmem.data.tokenizers import make_tokenizer
+from neuralmem.errors import UserError
+from neuralmem.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is kept for validation.
+
+    Args:
+        share: part of the documents; of a single document, its last part
+        batches: batches per validation at most
+    """
+
+    share: float = 0.1
+    batches: int = 20
+
+
+@dataclass(frozen=True)
+class Files:
+    """How files are read.
+
+    Args:
+        text_field: the field of jsonl, parquet and hub records that holds the text
+        document_bytes: a text file larger than this is read as several documents
+    """
+
+    text_field: str = "text"
+    document_bytes: int = DOCUMENT_BYTES
+
+
+class DataModule(L.LightningDataModule):
+    """Loaders for the data sets that a subclass builds.
+
+    Attributes:
+        batch_size, length: rows per device, tokens per row; where these vary, those of the last stage
+        carry_memory: the state of one training batch is handed to the next
+    """
+
+    batch_size: int
+    length: int
+    carry_memory = False
+    num_workers: int
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What turned text into tokens; None where the tokens are no text."""
+        return None
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self.tokenizer.vocab_size if self.tokenizer else 0
+
+    def build(self, part: Part, shard: tuple[int, int] = (0, 1)) -> IterableDataset[Batch]:
+        """-> the data set of one part, for one of several devices given as (index, count)."""
+        raise NotImplementedError
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        return StatefulDataLoader(self.build("train", self._shard()), batch_size=None, num_workers=self.num_workers)
+
+    def val_dataloader(self) -> DataLoader:
+        # Its own generator: otherwise the start of a validation would draw from the global random state.
+        generator = torch.Generator().manual_seed(0)
+        return DataLoader(self.build("validation", self._shard()), batch_size=None, generator=generator)
+
+    def _shard(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+
+class TextData(DataModule):
+    """Text for language modelling, packed into rows.
+
+    Args:
+        tokenizer: "bytes", "bpe:NUMBER" or "words:NUMBER" (trained on the source and kept in a cache; "words" keeps
+            spaces apart from words), or the path of a tokenizer.json
+        source: "builtin" (prose of the Python library), "stdlib" (its sources), a path, folder or glob of text, jsonl
+            and parquet files, or "hf:NAME"; or a list of these
+        sequence_length: tokens per row
+        batch_size: rows per device
+        align: documents start on multiples of this many tokens: the memory's chunk_size, or the segment of titans_mac
+        carry: a row continues the row of the batch before, with the memory carried along
+        num_workers: loader processes; 0 reads in the training process
+        seed: order of the documents
+        validation: what is kept for validation
+        files: how files are read
+    """
+
+    def __init__(
+        self,
+        tokenizer: str = "bytes",
+        source: str | list[str] = "builtin",
+        sequence_length: int = 1024,
+        batch_size: int = 8,
+        align: int = 32,
+        carry: bool = False,
+        num_workers: int = 0,
+        seed: int = 0,
+        validation: Validation = Validation(),
+        files: Files = Files(),
+    ) -> None:
+        super().__init__()
+        self.source, self.length, self.batch_size, self.align = source, sequence_length, batch_size, align
+        self.carry_memory, self.num_workers, self.seed = carry, num_workers, seed
+        self.validation, self.files = validation, files
+        self._tokenizer_spec = tokenizer
+        self._tokenizer: Tokenizer | None = None
+        self._opened: dict[Side, Source] = {}
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, trained or loaded on first use."""
+        if self._tokenizer is None:
+            texts = (document.text for document in self.open("train").read())
+            self._tokenizer = make_tokenizer(self._tokenizer_spec, texts)
+        return self._tokenizer
+
+    def open(self, side: Side) -> Source:
+        """-> the documents of one side."""
+        if side not in self._opened:
+            share, files = self.validation.share, self.files
+            self._opened[side] = open_source(
+                self.source, side=side, share=share, text_field=files.text_field, document_bytes=files.document_bytes
+            )
+        return self._opened[side]
+
+    def build(self, part: Part, shard: tuple[int, int] = (0, 1)) -> PackedText:
+        training = part == "train"  # validation reads every row from a fresh memory, in the order of the documents
+        return PackedText(
+            self.open(part),
+            self.tokenizer,
+            length=self.length,
+            batch_size=self.batch_size,
+            align=self.align,
+            carry=self.carry_memory and training,
+            seed=self.seed if training else None,
+            batches=None if training else self.validation.batches,
+            shard=shard,
+        )
+
+
+class _Synthetic:
+    """What the synthetic tasks have in common; not a DataModule itself, because command lines list those."""
+
+    def _set(
+        self, stages: list[Stage], batch_tokens: int, num_workers: int, seed: int, validation_batches: int
+    ) -> None:
+        if not stages:
+            raise UserError("stages: none given; at least one stage is needed")
+        self.stages, self.batch_tokens, self.num_workers = stages, batch_tokens, num_workers
+        self.seed, self.validation_batches = seed, validation_batches
+        self.length, self.batch_size = stages[-1].length, max(1, batch_tokens // stages[-1].length)
+
+    def _curriculum(self, part: Part, shard: tuple[int, int]) -> dict[str, Any]:
+        """Validation is the last stage without the lengths mixed in."""
+        training = part == "train"
+        stages = self.stages if training else [replace(self.stages[-1], longer=())]
+        batches = None if training else self.validation_batches
+        common: dict[str, Any] = {"batch_tokens": self.batch_tokens, "seed": self.seed, "part": part}
+        return common | {"stages": stages, "batches": batches, "shard": shard}
+
+
+class RecallData(_Synthetic, DataModule):
+    """Recall of token pairs beyond the attention window.
+
+    Args:
+        stages: the curriculum
+        keys: number of key tokens
+        values: number of value tokens
+        noise: number of noise tokens
+        scattered: pairs stand apart, with noise between them
+        held_out: share of all (key, value) pairs that only validation uses
+        batch_tokens: tokens per batch and device
+        num_workers: loader processes
+        seed: of all that is drawn
+        validation_batches: batches per validation
+    """
+
+    def __init__(
+        self,
+        stages: list[Stage],
+        keys: int = 64,
+        values: int = 64,
+        noise: int = 16,
+        scattered: bool = False,
+        held_out: float = 0.25,
+        batch_tokens: int = 4096,
+        num_workers: int = 0,
+        seed: int = 0,
+        validation_batches: int = 20,
+    ) -> None:
+        super().__init__()
+        self._set(stages, batch_tokens, num_workers, seed, validation_batches)
+        self.options: dict[str, Any] = {
+            "keys": keys,
+            "values": values,
+            "noise": noise,
+            "scattered": scattered,
+            "held_out": held_out,
+        }
+
+    @property
+    def vocab_size(self) -> int:
+        """Key, value and noise tokens."""
+        return sum(int(self.options[name]) for name in ("keys", "values", "noise"))
+
+    def build(self, part: Part, shard: tuple[int, int] = (0, 1)) -> Recall:
+        return Recall(**self._curriculum(part, shard), **self.options)
+
+
+class NeedleData(_Synthetic, DataModule):
+    """Facts in real text and questions about them.
+
+    Args:
+        stages: the curriculum
+        tokenizer: "words:NUMBER", "bpe:NUMBER" (trained on the source and kept in a cache), "bytes", or the path of a
+            tokenizer.json
+        source: where the text comes from, as in TextData; validation uses documents of its own
+        form: format of facts and questions, and which keys and pairs are kept for validation
+        placing: "scattered" through the row, or facts in "front" and questions behind
+        text_weight: loss weight of the text relative to that of the answers
+        batch_tokens: tokens per batch and device
+        num_workers: loader processes
+        seed: of all that is drawn
+        validation_batches: batches per validation
+    """
+
+    def __init__(
+        self,
+        stages: list[Stage],
+        tokenizer: str = "words:1024",
+        source: str | list[str] = "builtin",
+        form: NeedleFormat = NeedleFormat(),
+        placing: Literal["scattered", "front"] = "scattered",
+        text_weight: float = 0.05,
+        batch_tokens: int = 4096,
+        num_workers: int = 0,
+        seed: int = 0,
+        validation_batches: int = 20,
+    ) -> None:
+        super().__init__()
+        self._set(stages, batch_tokens, num_workers, seed, validation_batches)
+        self.options: dict[str, Any] = {"form": form, "placing": placing, "text_weight": text_weight}
+        self.source = source
+        self._tokenizer_spec = tokenizer
+        self._tokenizer: Tokenizer | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, trained or loaded on first use."""
+        if self._tokenizer is None:
+            self._tokenizer = make_tokenizer(self._tokenizer_spec, self._training_texts())
+        return self._tokenizer
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """All words that can be keys, those kept for validation included."""
+        return find_keys(limited(self._training_texts(), HAYSTACK_CHARACTERS), self.tokenizer, self.options["form"])
+
+    def build(self, part: Part, shard: tuple[int, int] = (0, 1)) -> Needles:
+        haystack = open_source(self.source, side=part)
+        common = self._curriculum(part, shard)
+        return Needles(**common, **self.options, tokenizer=self.tokenizer, haystack=haystack, keys=self.keys)
+
+    def _training_texts(self) -> Iterator[str]:
+        return (document.text for document in open_source(self.source, side="train").read())

@@ -1,0 +1,245 @@
+"""Facts in real text and questions about them: needles in a haystack, many to a row.
+
+    ...text @word=123 text... @other=908 text ... @other=908 ... @word=123
+             a fact            a fact              questions, answered by the values
+
+What is special: haystack, facts and questions are joined as tokens, which is exact because a format is refused where
+its tokens depend on what stands next to them. What is kept for validation is decided by hash, here and nowhere else, so
+that evaluation asks for what training never saw: (key, value) pairs, whole keys, and the documents of the haystack.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from neuralmem.data.batch import Batch
+from neuralmem.data.document import Source, limited, on_side
+from neuralmem.data.synthetic import Curriculum, Layout, Longer, Stage, supervise
+from neuralmem.errors import UserError
+from neuralmem.tokenizer import Tokenizer
+
+HAYSTACK_CHARACTERS = 4_000_000
+
+
+@dataclass(frozen=True)
+class NeedleFormat:
+    """How facts and questions are written.
+
+    Args:
+        fact: a fact with {key} and {value}; a question is the same text up to the value
+        digits: decimal digits of a value; there are 10 ** digits values, written with leading zeros
+        key_tokens: keys are words of exactly this many tokens; 0: of any number
+        pairs_held_out: share of all (key, value) pairs that only validation uses
+        keys_held_out: share of all keys that only validation uses, where it asks for them
+    """
+
+    fact: str = "@{key}={value}\n"
+    digits: int = 3
+    key_tokens: int = 1
+    pairs_held_out: float = 0.25
+    keys_held_out: float = 0.1
+
+    def question(self, key: str) -> str:
+        """-> the text of a fact up to its value.
+
+        Example:
+            >>> NeedleFormat().question("word")
+            '@word='
+        """
+        return self.fact.partition("{value}")[0].format(key=key)
+
+    def answer(self, value: int) -> str:
+        """-> the value and what follows it."""
+        return f"{value:0{self.digits}d}" + self.fact.partition("{value}")[2]
+
+    def is_held_out(self, key: str, value: int) -> bool:
+        """Whether a pair belongs to validation."""
+        return on_side(f"pair {key}={value}", "validation", self.pairs_held_out)
+
+    def is_key_held_out(self, key: str) -> bool:
+        """Whether a key belongs to validation."""
+        return on_side(f"key {key}", "validation", self.keys_held_out)
+
+    def value(self, rng: np.random.Generator, key: str, held_out: bool) -> int:
+        """-> a random value such that the pair is (not) held out."""
+        for _ in range(10_000):
+            if self.is_held_out(key, value := int(rng.integers(10**self.digits))) == held_out:
+                return value
+        raise UserError(f"pairs_held_out: {self.pairs_held_out} leaves key {key!r} without a value")
+
+
+def find_keys(texts: Iterable[str], tokenizer: Tokenizer, form: NeedleFormat, least: int = 20) -> list[str]:
+    """Words that can be keys: frequent in the texts, and of `form.key_tokens` tokens inside a question.
+
+    Args:
+        texts: where the words come from
+        tokenizer: of the model
+        form: the format of facts
+        least: how often a word must stand in the texts
+
+    Returns:
+        The words in an order that depends on nothing but the words (stages use the first ones).
+
+    Raises:
+        UserError: fewer than 16 words fit.
+    """
+    counts = Counter(word for text in texts for word in re.findall(r"(?<![A-Za-z])[A-Za-z]{3,12}(?![A-Za-z])", text))
+    bare = len(tokenizer.encode(form.question("")))
+    words = [word for word, count in counts.items() if count >= least]
+    if form.key_tokens:
+        words = [word for word in words if len(tokenizer.encode(form.question(word))) == bare + form.key_tokens]
+    if len(words) < 16:
+        raise UserError(
+            f"key_tokens: only {len(words)} words of {form.key_tokens} token(s) found, 16 are needed; "
+            "give 0 (any number), or a tokenizer trained on this text with split_words"
+        )
+    order = np.random.default_rng(0).permutation(len(words))
+    return [word for _, word in sorted(zip(order, sorted(words), strict=True))]
+
+
+class Needles(Curriculum):
+    """Rows of real text with facts in it and questions about them behind.
+
+    Facts stand at line starts of the first part of a row, questions at line starts of the rest, in random order, the
+    last one at the row's end; "front": all facts before the text and all questions behind it.
+
+    Args:
+        stages: the curriculum
+        tokenizer: of the model
+        haystack: where the text comes from; its first 4 million characters are used
+        keys: words to use as keys in this order; None: found in the haystack (give validation the keys of training)
+        form: format of facts, and what is held out
+        placing: "scattered" or "front"
+        text_weight: loss weight of the text relative to the answers; the values of facts have none
+        new_keys: validation asks for held-out keys instead of held-out pairs of known keys
+        options: see `Curriculum`
+
+    Raises:
+        UserError: a row too short for its facts and questions, or a format whose tokens depend on their surroundings.
+
+    Example:
+        >>> from neuralmem.data.sources import open_source
+        >>> from neuralmem.tokenizer import ByteTokenizer
+        >>> task = Needles(
+        ...     [Stage(keys=16, length=128, facts=2, questions=2)],
+        ...     tokenizer=ByteTokenizer(),
+        ...     haystack=open_source("builtin", side="validation"),
+        ...     form=NeedleFormat(key_tokens=0),
+        ... )
+        >>> batch = next(iter(task))
+        >>> batch.tokens.shape, int(batch.answers[0].sum()), int(batch.groups.max())
+        (torch.Size([32, 128]), 6, 1)
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        *,
+        tokenizer: Tokenizer,
+        haystack: Source,
+        keys: Sequence[str] | None = None,
+        form: NeedleFormat | None = None,
+        placing: Literal["scattered", "front"] = "scattered",
+        text_weight: float = 0.05,
+        new_keys: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(stages, **options)
+        if placing not in ("scattered", "front"):
+            raise UserError(f"placing: {placing!r} given; allowed: scattered, front")
+        self.tokenizer, self.form = tokenizer, form or NeedleFormat()
+        self.placing, self.text_weight = placing, text_weight
+        texts = list(limited((document.text for document in haystack.read()), HAYSTACK_CHARACTERS))
+        words = list(keys) if keys is not None else find_keys(texts, tokenizer, self.form)
+        held = new_keys and self.part == "validation"
+        self.keys = [word for word in words if self.form.is_key_held_out(word) == held]
+        self._question = lru_cache(None)(lambda key: np.array(tokenizer.encode(self.form.question(key))))
+        self._answer = lru_cache(100_000)(lambda value: np.array(tokenizer.encode(self.form.answer(value))))
+        self._check_format()
+        self._text = np.array([i for text in texts for i in tokenizer.encode(text)], dtype=np.int64)
+        self._lines = self._line_starts()
+        for i, stage in enumerate(self.stages):
+            parts: list[Stage | Longer] = [stage, *stage.longer]
+            for part in parts:
+                self._check_stage(f"stages[{i}]", stage, part)
+
+    def draw(self, rng: np.random.Generator, layout: Layout) -> Batch:
+        rows = [self._row(rng, layout) for _ in range(layout.rows)]
+        tokens, groups = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
+        return supervise(tokens, groups, self.text_weight)
+
+    def _row(self, rng: np.random.Generator, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+        """-> tokens Int[T], groups Int[T] (see `supervise`)."""
+        pool = min(layout.keys or len(self.keys), len(self.keys))
+        keys = [self.keys[i] for i in rng.choice(pool, layout.facts, replace=False)]
+        values = [self.form.value(rng, key, self.part == "validation") for key in keys]
+        asked = rng.permutation(max(layout.facts, layout.questions))[: layout.questions] % layout.facts
+        needles = [(self._question(keys[i]), self._answer(values[i]), -2) for i in range(layout.facts)]
+        needles += [(self._question(keys[i]), self._answer(values[i]), n) for n, i in enumerate(asked)]
+        text = self._passage(rng, layout.length - sum(len(q) + len(a) for q, a, _ in needles))
+        pieces, groups, last = [], [], 0
+        for place, (question, answer, group) in zip(self._places(rng, text, layout), needles, strict=True):
+            pieces += [text[last:place], question, answer]
+            digits = len(answer) - self._tail
+            groups += [np.full(place - last + len(question), -1), np.full(digits, group), np.full(self._tail, -1)]
+            last = place
+        return np.concatenate(pieces), np.concatenate(groups)
+
+    def _passage(self, rng: np.random.Generator, length: int) -> np.ndarray:
+        """-> `length` tokens of the haystack from a random line start on."""
+        start = int(self._lines[rng.integers(len(self._lines))])
+        return self._text[min(start, len(self._text) - length) :][:length]
+
+    def _places(self, rng: np.random.Generator, text: np.ndarray, layout: Layout) -> np.ndarray:
+        """-> where facts and then questions are inserted in a passage, ascending; the last at its end."""
+        room, facts, questions = len(text), layout.facts, layout.questions
+        if self.placing == "front":
+            return np.repeat([0, room], [facts, questions])
+        starts = np.flatnonzero(self._breaks[text]) + 1
+        gap = min(layout.gap, room)
+        middle = int(rng.integers((room - gap) // 4, (room - gap) * 3 // 4 + 1))
+        early = np.append(starts[starts <= middle], 0)
+        late = np.append(starts[(starts >= middle + gap) & (starts < room)], room)
+        return np.concatenate(
+            [np.sort(rng.choice(early, facts)), np.sort(np.append(rng.choice(late, questions - 1), room))]
+        )
+
+    def _line_starts(self) -> np.ndarray:
+        """Where lines of the haystack begin; also remembers which tokens end a line."""
+        ends = [self.tokenizer.decode([i]).endswith("\n") for i in range(self.tokenizer.vocab_size)]
+        self._breaks = np.array(ends)
+        return np.append(np.flatnonzero(self._breaks[self._text[:-1]]) + 1, 0)
+
+    def _check_format(self) -> None:
+        """Facts are put together from their parts' tokens: refuse a format where that is not what `encode` gives."""
+        if "{key}" not in self.form.fact or "{value}" not in self.form.fact.partition("{key}")[2]:
+            raise UserError(f"form.fact: {self.form.fact!r} given; it needs {{key}} and, behind it, {{value}}")
+        self._tail = len(self._answer(0)) - len(self.tokenizer.encode(f"{0:0{self.form.digits}d}"))
+        for i, key in enumerate(islice(self.keys, 32)):
+            value = i * 7919 % 10**self.form.digits
+            parts = [*self._question(key), *self._answer(value)]
+            whole = self.tokenizer.encode(self.form.question(key) + self.form.answer(value))
+            if parts != whole or len(self._answer(value)) != len(self._answer(0)):
+                raise UserError(
+                    f"form.fact: the tokens of {self.form.fact!r} depend on the value; put a sign such as '=' in front "
+                    "of {value}, and use a tokenizer that splits digits"
+                )
+
+    def _check_stage(self, name: str, stage: Stage, part: Stage | Longer) -> None:
+        if part.facts > (available := min(stage.keys or len(self.keys), len(self.keys))):
+            raise UserError(f"{name}.facts: {part.facts} given; only {available} distinct keys are in use")
+        if min(part.facts, part.questions) < 1:
+            raise UserError(f"{name}: {part.facts} facts and {part.questions} questions given; at least 1 of each")
+        longest = max(len(self._question(key)) for key in self.keys) + len(self._answer(0))
+        needed = longest * (part.facts + part.questions) + (stage.gap if self.placing == "front" else 0)
+        if part.length < needed:
+            raise UserError(f"{name}.length: {part.length} given; its facts and questions need {needed} tokens")
+        if part.length > len(self._text):
+            raise UserError(f"{name}.length: {part.length} given; the haystack has only {len(self._text)} tokens")

@@ -1,0 +1,216 @@
+"""Documents into rows of fixed length, so that memories start where documents start.
+
+What is special: every document begins on a multiple of `align` tokens (the memory's chunk, or the segment of memory as
+context), the places in between are masked, and no target crosses into another document. With `carry` a row goes on
+where the same row of the batch before stopped, so a document of any length can be read with the memory carried along;
+without it every row is read from a fresh memory. A saved position resumes to the token.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from neuralmem.data.batch import NO_LOSS, Batch
+from neuralmem.data.sources import Source
+from neuralmem.errors import UserError
+from neuralmem.tokenizer import Tokenizer
+
+ENDLESS = 10**12  # Lightning reads one batch ahead, and resumes wrongly, where a dataset has no length
+
+
+@dataclass
+class _Cursor:
+    """A document being read: `tokens` is Int[N] with the separator at its end, `offset` the next token to hand out."""
+
+    epoch: int
+    number: int
+    tokens: Tensor
+    offset: int = 0
+
+
+class PackedText(IterableDataset[Batch]):
+    """Batches of packed documents.
+
+    Args:
+        source: where documents come from
+        tokenizer: turns them into tokens; every document ends with its separator
+        length: tokens per row, T
+        batch_size: rows, B
+        align: documents start on multiples of this many tokens of a row; `length` is one too
+        carry: rows continue the same row of the batch before. `reset` is then True on true document starts only, and
+            the training loop hands the state of one batch to the next. Otherwise every row starts afresh, also in the
+            middle of a document, and `reset` (present where a document starts inside a row) is True on column 0 too.
+        seed: order of the documents, another one in every epoch; None: as they are
+        batches: stop after one pass or this many batches, whichever comes first; None: endless
+        shard: (index, count) of this reader, for several devices; loader processes divide further
+
+    Raises:
+        UserError: a length that does not fit, or a source with too few documents for the number of readers and rows.
+
+    Example:
+        >>> from neuralmem.data.sources import Texts
+        >>> from neuralmem.tokenizer import ByteTokenizer
+        >>> source = Texts([("a", "abcde"), ("b", "xyz")])
+        >>> packed = PackedText(source, ByteTokenizer(), length=12, batch_size=1, align=4, batches=1)
+        >>> batch = next(iter(packed))
+        >>> batch.tokens.tolist(), batch.reset.nonzero()[:, 1].tolist(), int(batch.mask.sum())
+        ([[97, 98, 99, 100, 101, 256, 0, 0, 120, 121, 122, 256]], [0, 8], 10)
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        *,
+        length: int,
+        batch_size: int,
+        align: int = 1,
+        carry: bool = False,
+        seed: int | None = None,
+        batches: int | None = None,
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
+        super().__init__()
+        for name, value in (("sequence_length", length), ("batch_size", batch_size), ("align", align)):
+            if value < 1:
+                raise UserError(f"{name}: {value} given; at least 1 is needed")
+        if length % align:
+            near = max(align, length // align * align)
+            raise UserError(f"sequence_length: {length} is not a multiple of align = {align}; nearest: {near}")
+        self.source, self.tokenizer, self.length, self.batch_size = source, tokenizer, length, batch_size
+        self.align, self.carry, self.seed, self.batches, self.shard = align, carry, seed, batches, shard
+        self._next: int | None
+        self._cursors: list[_Cursor | None]
+        self._resumed: bool
+        self._rewind()
+
+    def __len__(self) -> int:
+        """Batches at most; 10**12 for an endless source."""
+        return ENDLESS if self.batches is None else self.batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.batches is not None and not self._resumed:
+            self._rewind()  # a pass that was given up early does not shift the next one
+        self._resumed = False
+        index, count = self._reader()
+        self._check_enough(index, count)
+        documents = self._documents(index, count)
+        while self.batches is None or self._yielded < self.batches:
+            batch = self._batch(documents)
+            if batch is None:
+                break
+            self._yielded += 1
+            yield batch
+        self._rewind()
+
+    def state_dict(self) -> dict[str, Any]:
+        """-> the position after the last batch, small and without text."""
+        cursors = [None if cursor is None else [cursor.epoch, cursor.number, cursor.offset] for cursor in self._cursors]
+        return {"epoch": self._epoch, "next": self._next, "yielded": self._yielded, "cursors": cursors}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a saved position; documents that were being read are read again."""
+        if len(state["cursors"]) != len(self._cursors):
+            raise UserError(
+                f"batch_size, carry: the saved position has {len(state['cursors'])} open documents, this run "
+                f"{len(self._cursors)}; resume with the settings of the saved run"
+            )
+        self._epoch, self._next, self._yielded = state["epoch"], state["next"], state["yielded"]
+        self._resumed = True
+        self._cursors = [None if saved is None else self._reopen(*saved) for saved in state["cursors"]]
+
+    def _rewind(self) -> None:
+        self._epoch, self._yielded, self._resumed = 0, 0, False
+        self._next = None
+        # Without carry, rows follow each other through one document; with it, every row has its own.
+        self._cursors = [None] * (self.batch_size if self.carry else 1)
+
+    def _reader(self) -> tuple[int, int]:
+        worker = get_worker_info()
+        index, count = (worker.id, worker.num_workers) if worker else (0, 1)
+        return self.shard[0] * count + index, self.shard[1] * count
+
+    def _check_enough(self, index: int, count: int) -> None:
+        total = self.source.count
+        if total is None or (self.batches is not None and total):
+            return
+        mine, rows = len(range(index, total, count)), self.batch_size if self.carry else 1
+        if mine < rows:
+            wanted = f"{rows} row(s) that carry memory" if self.carry else "every reader"
+            raise UserError(
+                f"source: {self.source.name!r} has {total} document(s), too few for {count} reader(s) (devices x "
+                f"num_workers) with one for {wanted}; lower batch_size or num_workers, or document_bytes"
+            )
+
+    def _shuffle(self, epoch: int) -> int | None:
+        return None if self.seed is None else self.seed * 1_000_003 + epoch
+
+    def _documents(self, index: int, count: int) -> Iterator[_Cursor]:
+        """-> unread documents of this reader, one pass or endless; moves the position."""
+        while True:
+            self._next = index if self._next is None else self._next
+            found = self._next > index
+            for document in self.source.read(self._next, count, shuffle=self._shuffle(self._epoch)):
+                number, self._next = self._next, self._next + count
+                tokens = self._tokens(document.text)
+                if len(tokens) > 1:
+                    found = True
+                    yield _Cursor(self._epoch, number, tokens)
+            if not found and (self.batches is None or index == 0):  # a pass may leave one of many readers with nothing
+                raise UserError(f"source: {self.source.name!r} has no text for reader {index + 1} of {count}")
+            if self.batches is not None:
+                return
+            self._epoch, self._next = self._epoch + 1, index
+
+    def _tokens(self, text: str) -> Tensor:
+        return torch.tensor([*self.tokenizer.encode(text), self.tokenizer.eos_id])
+
+    def _reopen(self, epoch: int, number: int, offset: int) -> _Cursor:
+        document = next(iter(self.source.read(number, 1, shuffle=self._shuffle(epoch))), None)
+        tokens = self._tokens(document.text if document else "")
+        if offset >= len(tokens):
+            raise UserError(f"source: {self.source.name!r} has changed since the position to resume from was saved")
+        return _Cursor(epoch, number, tokens, offset)
+
+    def _batch(self, documents: Iterator[_Cursor]) -> Batch | None:
+        """-> the next batch, or None where nothing is left to read."""
+        shape = self.batch_size, self.length
+        tokens = torch.zeros(shape, dtype=torch.long)
+        targets = torch.full(shape, NO_LOSS)
+        mask, reset = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+        for row in range(self.batch_size):
+            self._fill(row % len(self._cursors), documents, tokens[row], targets[row], mask[row], reset[row])
+        if not mask.any():
+            return None
+        rows = slice(None) if self.carry else mask.any(1)  # a last batch may have fewer rows, unless rows carry state
+        tokens, targets, mask, reset = tokens[rows], targets[rows], mask[rows], reset[rows]
+        starts = reset if self.carry else reset[:, 1:]
+        if not self.carry:
+            reset[:, 0] = True
+        return Batch(
+            tokens, targets, mask=None if bool(mask.all()) else mask, reset=reset if bool(starts.any()) else None
+        )
+
+    def _fill(
+        self, slot: int, documents: Iterator[_Cursor], tokens: Tensor, targets: Tensor, mask: Tensor, reset: Tensor
+    ) -> None:
+        """Fill one row, Int[T] and Bool[T], from the slot's document and those after it."""
+        place = 0
+        while place < self.length:
+            cursor = self._cursors[slot] or next(documents, None)
+            if cursor is None:
+                return
+            start, stop = cursor.offset, min(cursor.offset + self.length - place, len(cursor.tokens))
+            here = slice(place, place + stop - start)
+            tokens[here], mask[here], reset[place] = cursor.tokens[start:stop], True, start == 0
+            following = cursor.tokens[start + 1 : stop + 1]
+            targets[place : place + len(following)] = following
+            place, cursor.offset = here.stop, stop
+            finished = stop == len(cursor.tokens)
+            self._cursors[slot] = None if finished else cursor
+            if finished:
+                place = -(-place // self.align) * self.align

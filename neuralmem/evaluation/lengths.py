@@ -1,0 +1,67 @@
+"""Lengths and depths as one writes them on a command line."""
+
+import re
+
+from neuralmem.errors import UserError
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
+
+
+def parse_lengths(text: str, train_length: int | None = None) -> list[int]:
+    """Lengths in tokens, in ascending order.
+
+    Args:
+        text: separated by commas; 1k is 1,024, 1m is 1,048,576, and 16x is sixteen times the training length
+        train_length: of the checkpoint, in tokens, where it is known
+
+    Raises:
+        UserError: something that is no length, or a multiple of a training length that is not known.
+
+    Example:
+        >>> parse_lengths("4k,1000,1m"), parse_lengths("1x,16x", train_length=256)
+        ([1000, 4096, 1048576], [256, 4096])
+    """
+    lengths = set()
+    for part in _parts(text):
+        found = re.fullmatch(r"(\d+)([kmx]?)", part.lower())
+        if not found or not int(found[1]):
+            raise UserError(
+                f"--lengths: {part!r} is no length; write 4096, 4k, 1m, or 16x for 16 times the training length"
+            )
+        if found[2] == "x" and train_length is None:
+            raise UserError(
+                f"--lengths: {part!r} needs the training length, and the checkpoint has no data.json with one"
+            )
+        unit = train_length if found[2] == "x" else _UNITS[found[2]]
+        lengths.add(int(found[1]) * (unit or 1))
+    return sorted(lengths)
+
+
+def parse_depths(text: str) -> list[float] | None:
+    """Depths in percent, in ascending order, or None for the protocol's own places ("random").
+
+    Example:
+        >>> parse_depths("0,50,100"), parse_depths("random")
+        ([0.0, 50.0, 100.0], None)
+    """
+    if text.strip() == "random":
+        return None
+    depths = set()
+    for part in _parts(text):
+        try:
+            depth = float(part.removesuffix("%"))
+        except ValueError:
+            depth = -1.0
+        if not 0 <= depth <= 100:
+            raise UserError(
+                f"--depths: {part!r} is no depth; write percents from 0 to 100, as in 0,25,50,75,100, or random"
+            )
+        depths.add(depth)
+    return sorted(depths)
+
+
+def _parts(text: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise UserError("an empty list; give at least one value, separated by commas")
+    return parts

@@ -1,0 +1,182 @@
+"""The needle run: which prompts, in which order, what is already there, and what is written.
+
+Special: rows are appended after every batch, so a run that was stopped goes on where it was; a row is done when its
+prompt's hash, checkpoint and ablation are in the file, so changing the options never mixes up results.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from neuralmem.evaluation import rows as store
+from neuralmem.evaluation.contexts import TokenisedHaystack
+from neuralmem.evaluation.haystack import Haystack, open_haystack
+from neuralmem.evaluation.prompts import Task
+from neuralmem.evaluation.protocols import GENERATED, Build, Cell, exact, ruler
+from neuralmem.evaluation.reader import MODES, Reader
+from neuralmem.evaluation.recall import TrainingData, recall_prompts, tokenise_lines, training_keys
+from neuralmem.evaluation.rows import Row, Subject
+from neuralmem.evaluation.sample import Sample
+from neuralmem.evaluation.summary import Grid
+from neuralmem.generation.protocol import TokenizerLike
+
+SPARE = (
+    4  # tokens that a recall answer may have beyond the true one's, so that a value that goes on is seen to be wrong
+)
+DEPTHS = (0.0, 25.0, 50.0, 75.0, 100.0)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to ask.
+
+    Args:
+        tasks: which tasks
+        lengths: nominal lengths in tokens
+        depths: percents, gone round by the samples; None: where the protocol puts needles
+        samples: per task, haystack and length
+        seed: same seed, same prompts
+        protocol: one of `protocols.PROTOCOLS`
+        haystacks: names; empty: noise for s-niah-pk, the built-in corpus for the others
+        ablations: "none" and the controls wanted
+        max_new_tokens: length of the greedy answer; None: 128 as RULER, for recall what the answer needs
+        batch_size: prompts read together
+    """
+
+    tasks: tuple[Task, ...]
+    lengths: tuple[int, ...]
+    depths: tuple[float, ...] | None = DEPTHS
+    samples: int = 50
+    seed: int = 42
+    protocol: str = "exact"
+    haystacks: tuple[str, ...] = ()
+    ablations: tuple[str, ...] = ("none",)
+    max_new_tokens: int | None = None
+    batch_size: int = 16
+
+    @property
+    def grid(self) -> Grid:
+        """Depths of the picture's rows."""
+        return Grid(self.depths or DEPTHS, assigned=self.depths is not None)
+
+
+def run(
+    settings: Settings,
+    reader: Reader,
+    subject: Subject,
+    out: Path,
+    training: TrainingData,
+    plan: Callable[[int], None] = lambda tokens: None,
+) -> list[Row]:
+    """Ask what has not been asked yet, append the rows to `out`/rows.jsonl, return all rows of these settings.
+
+    Args:
+        settings: what to ask
+        reader: holds model and tokenizer
+        subject: how rows name them
+        out: folder, made if needed
+        training: what the checkpoint was trained on
+        plan: told how many prompt tokens there are to read in all, before reading begins
+
+    Raises:
+        UserError: a length that cannot hold its needle, a haystack that does not exist; before anything is read.
+    """
+    todo = list(cells(settings, reader.tokenizer, training))
+    for cell, build in todo:
+        build(0, _depth(settings, 0), cell.random(0))
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "rows.jsonl"
+    have = {row.identity: row for row in store.read(path)}
+    plan(sum(cell.length for cell, _ in todo) * settings.samples * readings(settings.ablations))
+    found: list[Row] = []
+    for cell, build in todo:
+        samples = [build(i, _depth(settings, i), cell.random(i)) for i in range(settings.samples)]
+        found += _run_cell(samples, settings, reader, subject, path, have)
+    return found
+
+
+def cells(settings: Settings, tokenizer: TokenizerLike, training: TrainingData) -> Iterator[tuple[Cell, Build]]:
+    """Every task, haystack and length, with what builds its samples."""
+    longest = max(settings.lengths)
+    for task in settings.tasks:
+        names = settings.haystacks or ("noise" if task.noise else training.haystack,)
+        for haystack in (open_haystack(name, 6 * longest, settings.seed, training.share) for name in names):
+            make = _builder(task, haystack, tokenizer, longest, settings, training)
+            protocol = "exact" if task.name == "recall" else settings.protocol
+            for length in settings.lengths:
+                cell = Cell(task, protocol, length, haystack, settings.seed, tokenizer.encode)
+                yield cell, make(cell)
+
+
+def _builder(
+    task: Task,
+    haystack: Haystack,
+    tokenizer: TokenizerLike,
+    longest: int,
+    settings: Settings,
+    training: TrainingData,
+) -> Callable[[Cell], Build]:
+    """What makes the builder of each length; the haystack is tokenised once for all of them."""
+    enough = max(2 * longest, 1 << 18)  # tokens beyond which more text would not be used
+    if task.name == "recall":
+        lines, keys = tokenise_lines(haystack.passage(4 * enough), tokenizer), training_keys(training, tokenizer)
+        return lambda cell: recall_prompts(cell, lines, training.form, keys, training.facts)
+    if settings.protocol != "exact":
+        return ruler
+    separator = "\n" if haystack.is_noise else " "
+    tokens = TokenisedHaystack.of_units(haystack.sentences, separator, tokenizer.encode, enough)
+    return lambda cell: exact(cell, tokens)
+
+
+def readings(ablations: Sequence[str]) -> int:
+    """How often a prompt is read for these ablations: reset shares the reading of none."""
+    return len({MODES[name] for name in ablations})
+
+
+def new_tokens(settings: Settings, samples: Sequence[Sample]) -> int:
+    """Length of the greedy answers of a batch."""
+    if settings.max_new_tokens is not None:
+        return settings.max_new_tokens
+    if samples[0].task.name != "recall":
+        return GENERATED
+    return SPARE + max(len(sample.candidates[0]) for sample in samples)
+
+
+def _depth(settings: Settings, number: int) -> float | None:
+    return None if settings.depths is None else settings.depths[number % len(settings.depths)] / 100
+
+
+def _run_cell(
+    samples: list[Sample],
+    settings: Settings,
+    reader: Reader,
+    subject: Subject,
+    path: Path,
+    have: dict[tuple, Row],
+) -> Iterator[Row]:
+    """Ask the samples of one cell what has not been asked; yields all their rows."""
+    hashes = {sample.number: sample.rope.sha256() for sample in samples}
+    keys = {
+        (s.number, name): store.identity(s, hashes[s.number], name, subject)
+        for s in samples
+        for name in settings.ablations
+    }
+
+    def missing(sample: Sample) -> tuple[str, ...]:
+        return tuple(name for name in settings.ablations if keys[sample.number, name] not in have)
+
+    # Rows of one batch are padded to its longest, so neighbours in length go together.
+    ordered = sorted(samples, key=lambda sample: (missing(sample), len(sample.rope)))
+    for names, same in groupby(ordered, key=missing):
+        group = list(same)
+        done = readings(settings.ablations) - readings(names)
+        reader.progress(done * sum(len(sample.rope) for sample in group))
+        for i in range(0, len(group), settings.batch_size) if names else ():
+            batch = group[i : i + settings.batch_size]
+            for _, answers in reader.ask(batch, names, new_tokens(settings, batch)):
+                pairs = zip(batch, answers, strict=True)
+                fresh = [store.make_row(s, hashes[s.number], answer, subject) for s, answer in pairs]
+                store.append(path, fresh)
+                have.update((row.identity, row) for row in fresh)
+    yield from (have[key] for key in keys.values())

@@ -1,0 +1,162 @@
+"""Reads prompts into a model; what comes out: greedy answers and likelihoods of candidates, also under controls.
+
+Special: prompts are read in pieces, a batch of them at once, so their length costs time and not memory; each haystack
+is read once, and the state after it is both asked the question and thrown away for the reset control, where a fresh
+state reads the
+question alone: what that one still knows sat in the weights or in the question.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuralmem.evaluation.rope import Rope
+from neuralmem.evaluation.sample import Sample
+from neuralmem.generation.protocol import LanguageModel, TokenizerLike, device_of
+from neuralmem.typing import MemoryMode
+
+ABLATIONS = ("none", "frozen", "off", "reset")
+MODES: dict[str, MemoryMode] = {"none": "on", "reset": "on", "frozen": "frozen", "off": "off"}
+_ROWS, _STATE = 256, 1 << 28  # rows and bytes of state that candidates are scored with at once
+_LOGITS = 1 << 25  # logits per call, at most: a vocabulary of 32,000 is read in shorter pieces than one of 257
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to one sample.
+
+    Args:
+        ablation: "none", "frozen" (nothing written), "off" (memory's output is zero), "reset" (state emptied before
+            the question)
+        text: greedy continuation
+        log_likelihoods: of the sample's candidates, the true one first
+        state_bytes: size of the state after the prompt, for this sample
+        seconds: time spent on it, its share of a batch
+    """
+
+    ablation: str
+    text: str
+    log_likelihoods: tuple[float, ...]
+    state_bytes: int
+    seconds: float
+
+
+class Reader:
+    """Asks a model.
+
+    Args:
+        model: any `LanguageModel`
+        tokenizer: the model's
+        stream_chunk: tokens read per call, at most
+        progress: called with the number of prompt tokens read, per call of the model
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: TokenizerLike,
+        stream_chunk: int = 4096,
+        progress: Callable[[int], None] = lambda tokens: None,
+    ) -> None:
+        self.model, self.tokenizer, self.stream_chunk, self.progress = model, tokenizer, stream_chunk, progress
+        self.device = device_of(model)
+
+    @torch.no_grad()
+    def ask(
+        self, samples: Sequence[Sample], ablations: Sequence[str], max_new_tokens: int
+    ) -> Iterator[tuple[str, list[Answer]]]:
+        """Read a batch of samples under each ablation; yields its name and one answer per sample."""
+        for mode in ("on", "frozen", "off"):
+            wanted = [name for name in ABLATIONS if name in ablations and MODES[name] == mode]
+            if not wanted:
+                continue
+            start = time.perf_counter()
+            contexts = [(s.rope, 0, s.question) for s in samples]
+            _, read = self._read(contexts, self.model.init_state(len(samples)), mode)
+            for name in wanted:
+                state = self.model.init_state(len(samples)) if name == "reset" else read
+                answers = self._answer(samples, state, mode, max_new_tokens)
+                seconds = (time.perf_counter() - start) / len(samples)
+                yield name, [Answer(name, *answer, seconds) for answer in answers]
+
+    def _answer(
+        self, samples: Sequence[Sample], state: Any, mode: MemoryMode, max_new_tokens: int
+    ) -> list[tuple[str, tuple[float, ...], int]]:
+        questions = [(s.rope, s.question, len(s.rope)) for s in samples]
+        last, state = self._read(questions, state, mode)
+        scores = self._score(samples, last, state, mode)
+        texts = self._generate(last, state, mode, max_new_tokens)
+        size = state.nbytes // len(samples)
+        return [(text, score, size) for text, score in zip(texts, scores, strict=True)]
+
+    def _read(self, spans: Sequence[tuple[Rope, int, int]], state: Any, mode: MemoryMode) -> tuple[Tensor, Any]:
+        """Read rope[start:stop] of every row -> Float[B, V] logits after each row's last token, and the state."""
+        lengths = torch.tensor([stop - start for _, start, stop in spans])
+        longest, last = int(lengths.max()), None
+        piece = max(1, min(self.stream_chunk, _LOGITS // (len(spans) * self.tokenizer.vocab_size)))
+        for at in range(0, longest, piece):
+            width = min(piece, longest - at)
+            rows = [rope.slice(start + at, min(start + at + width, stop)) for rope, start, stop in spans]
+            logits, state = self._call(rows, width, state, mode)
+            self.progress(sum(map(len, rows)))
+            ends = (lengths - at).clamp(max=width)
+            index = (ends.clamp(min=1) - 1).to(logits.device)
+            here = logits[torch.arange(len(spans), device=logits.device), index].float()
+            last = here if last is None else torch.where((ends > 0).to(logits.device)[:, None], here, last)
+        assert last is not None, "a prompt has no tokens"
+        return last, state
+
+    def _call(self, rows: Sequence[Tensor], width: int, state: Any, mode: MemoryMode) -> tuple[Tensor, Any]:
+        """Rows of ids, left-aligned and padded to `width`, through the model."""
+        tokens = torch.zeros(len(rows), width, dtype=torch.long)
+        mask = torch.zeros(len(rows), width, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            tokens[i, : len(row)] = row
+            mask[i, : len(row)] = True
+        full = bool(mask.all())
+        return self.model(tokens.to(self.device), state, mask=None if full else mask.to(self.device), memory=mode)
+
+    def _score(self, samples: Sequence[Sample], last: Tensor, state: Any, mode: MemoryMode) -> list[tuple[float, ...]]:
+        """Log-likelihood of every candidate, teacher-forced from the state after the prompt."""
+        count = len(samples[0].candidates)
+        # Several candidates at a time: the state is copied for each, so a large one allows fewer.
+        group = max(1, min(count, _ROWS // len(samples), _STATE // max(1, state.nbytes)))
+        columns: list[Tensor] = []
+        for first in range(0, count, group):
+            pairs = [(row, j) for j in range(first, min(first + group, count)) for row in range(len(samples))]
+            rows = [row for row, _ in pairs]
+            ids = [torch.tensor(samples[row].candidates[j]) for row, j in pairs]
+            forked = state if len(rows) == len(samples) else state.select(rows)
+            columns += self._likelihoods(ids, last[rows], forked, mode).view(-1, len(samples))
+        return [tuple(row) for row in torch.stack(columns, -1).tolist()]
+
+    def _likelihoods(self, ids: list[Tensor], last: Tensor, state: Any, mode: MemoryMode) -> Tensor:
+        """Float64[B]: log-likelihood of each row's ids, whose first is predicted by `last`."""
+        first = torch.stack([i[0] for i in ids]).to(last.device)
+        total = last.log_softmax(-1).gather(-1, first[:, None])[:, 0].double()
+        rest = max(map(len, ids)) - 1
+        if rest:
+            logits, _ = self._call([i[:-1] for i in ids], rest, state, mode)
+            logits = logits.double().log_softmax(-1)
+            for row, i in enumerate(ids):
+                steps = torch.arange(len(i) - 1, device=logits.device)
+                total[row] += logits[row, steps, i[1:].to(logits.device)].sum()
+        return total.cpu()
+
+    def _generate(self, last: Tensor, state: Any, mode: MemoryMode, max_new_tokens: int) -> list[str]:
+        """Greedy continuation; a row that ends its document says nothing more."""
+        token, rows = last.argmax(-1), []
+        done = torch.zeros(len(last), dtype=torch.bool, device=last.device)
+        for step in range(max_new_tokens):
+            done |= token == self.tokenizer.eos_id
+            rows.append(torch.where(done, self.tokenizer.eos_id, token))
+            if bool(done.all()) or step + 1 == max_new_tokens:
+                break
+            logits, state = self.model(token[:, None], state, memory=mode)
+            token = logits[:, -1].argmax(-1)
+        ids = torch.stack(rows, -1).tolist()
+        return [self.tokenizer.decode([i for i in row if i != self.tokenizer.eos_id]) for row in ids]

@@ -1,0 +1,166 @@
+"""The small-model form: facts "@key=123" in text, one of them is asked for at the end, exact match.
+
+Special: facts are written, and keys and values chosen, by the format the checkpoint was trained with; only pairs of
+key and value that training held out are asked for, in text that training held out, with at least four facts of other
+keys around. The run's data.json says all that; a checkpoint without one is asked in the default format.
+Source: `data/needles.py`; `data.json` is the `data` part of the run's config.yaml, {"class_path": ..., "init_args":
+{...}}.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from neuralmem.data.corpus import VALIDATION_SHARE
+from neuralmem.data.document import limited
+from neuralmem.data.needles import HAYSTACK_CHARACTERS, NeedleFormat, find_keys
+from neuralmem.data.sources import open_source
+from neuralmem.errors import UserError
+from neuralmem.evaluation.contexts import Insert, TokenisedHaystack
+from neuralmem.evaluation.protocols import Build, Cell, too_short
+from neuralmem.evaluation.rope import Rope
+from neuralmem.evaluation.sample import Sample
+
+DISTRACTORS = 4  # facts with other keys, at least
+FACTS = 6  # facts in a prompt when the checkpoint does not say
+CORPORA = ("builtin", "stdlib")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What evaluation has to know of a checkpoint's training data.
+
+    Args:
+        length: tokens per training row, in the last stage of a curriculum; None: not known
+        haystack: name of the haystack that held-out text comes from when the user names none
+        share: part of the documents held out
+        source: the text trained on, as `open_source` takes it; where keys are found
+        form: format of facts, and the pairs held out
+        keys: the curriculum's last stage used so many keys; 0: all
+        facts: facts per prompt
+    """
+
+    length: int | None = None
+    haystack: str = "builtin"
+    share: float = VALIDATION_SHARE
+    source: str | tuple[str, ...] = "builtin"
+    form: NeedleFormat = field(default_factory=lambda: NeedleFormat(key_tokens=0))
+    keys: int = 0
+    facts: int = FACTS
+
+
+def read_training_data(folder: Path) -> TrainingData:
+    """From the data.json of a checkpoint's folder; without one, the defaults.
+
+    Raises:
+        UserError: the folder does not exist, or its data.json cannot be read.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--checkpoint: {folder} does not exist")
+    path = folder / "data.json"
+    if not path.is_file():
+        return TrainingData()
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+        return from_arguments(given.get("init_args", given))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"--checkpoint: {path} cannot be used: {error}") from None
+
+
+def from_arguments(given: dict[str, Any]) -> TrainingData:
+    """From the arguments of a data module.
+
+    Example:
+        >>> from_arguments({"sequence_length": 512, "source": "stdlib"}).haystack
+        'stdlib'
+        >>> from_arguments({"stages": [{"length": 128}, {"length": 256, "facts": 8}]}).facts
+        8
+    """
+    stage = (given.get("stages") or [{}])[-1]
+    source = given.get("source") or "builtin"
+    names = [source] if isinstance(source, str) else list(source)
+    form = {f.name: v for f in fields(NeedleFormat) if (v := (given.get("form") or {}).get(f.name)) is not None}
+    share = (given.get("validation") or {}).get("share")
+    return TrainingData(
+        length=stage.get("length") or given.get("sequence_length"),
+        haystack=next((name for name in names if name in CORPORA), "builtin"),
+        share=VALIDATION_SHARE if share is None else float(share),
+        source=source if isinstance(source, str) else tuple(source),
+        form=NeedleFormat(**form) if form else NeedleFormat(key_tokens=0),
+        keys=stage.get("keys") or 0,
+        facts=max(DISTRACTORS + 1, stage.get("facts") or FACTS),
+    )
+
+
+def training_keys(training: TrainingData, tokenizer: Any) -> list[str]:
+    """The keys that training used, in its order.
+
+    Raises:
+        UserError: the training text is not there any more, or has too few words that can be keys.
+    """
+    texts = (document.text for document in open_source(training.source, side="train", share=training.share).read())
+    words = find_keys(limited(texts, HAYSTACK_CHARACTERS), tokenizer, training.form)
+    keys = [word for word in words if not training.form.is_key_held_out(word)][: training.keys or None]
+    if len(keys) < training.facts:
+        raise UserError(f"--tasks recall: {training.facts} facts need as many keys; the training text has {len(keys)}")
+    return keys
+
+
+def tokenise_lines(text: str, tokenizer: Any) -> TokenisedHaystack:
+    """A haystack that can be parted between lines, tokenised as training tokenises it."""
+    ends = [tokenizer.decode([i]).endswith("\n") for i in range(tokenizer.vocab_size)]
+    return TokenisedHaystack.of_text(text, ends, tokenizer.encode)
+
+
+def recall_prompts(
+    cell: Cell, haystack: TokenisedHaystack, form: NeedleFormat, keys: Sequence[str], facts: int
+) -> Build:
+    """Prompts of exactly `cell.length` tokens: text with facts at line starts, then a question.
+
+    The asked fact stands at the depth asked for, the others anywhere. Candidates are the values of the other facts,
+    then
+    random ones: a model that has kept some fact, but not whose, does not rank the truth first.
+    """
+
+    def build(number: int, depth: float | None, random: Random) -> Sample:
+        values = _held_out_values(form, random.sample(keys, facts), random)
+        key, value = next(iter(values.items()))
+        places = [random.random() if depth is None else depth, *(random.random() for _ in range(facts - 1))]
+        texts = [form.question(k) + form.answer(v) for k, v in values.items()]
+        question = cell.encode(form.question(key))
+        inserts = [Insert(*pair) for pair in zip(places, texts, strict=True)]
+        try:
+            context = haystack.fill(cell.length - len(question), inserts, random.randrange(len(haystack)))
+        except UserError:
+            least = len(question) + sum(len(cell.encode(text)) for text in texts)
+            raise too_short(cell, least) from None
+        rope = Rope([*context.pieces, question])
+        others = [v for v in values.values() if v != value][:9]
+        while len(others) < min(9, 10**form.digits - 1):
+            other = random.randrange(10**form.digits)
+            if other not in (value, *others):
+                others.append(other)
+        answers = [form.answer(v) for v in (value, *others)]
+        spans = {"context": (0, len(rope) - len(question)), "needle": context.spans[0]}
+        return cell.sample(number, rope, spans, key, answers[0][: form.digits], answers)
+
+    return build
+
+
+def _held_out_values(form: NeedleFormat, keys: Sequence[str], random: Random) -> dict[str, int]:
+    """A value for every key, all different, each pair held out from training."""
+    rng = np.random.default_rng(random.getrandbits(64))
+    values: dict[str, int] = {}
+    for key in keys:
+        value = form.value(rng, key, held_out=True)
+        for _ in range(1000):
+            if value not in values.values():
+                break
+            value = form.value(rng, key, held_out=True)
+        values[key] = value
+    return values

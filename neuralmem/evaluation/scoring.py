@@ -1,0 +1,59 @@
+"""Scores of one answer: the official one, a strict one, and the rank of the truth among other answers.
+
+Special: RULER's official score is a substring anywhere in 128 greedy tokens, which rewards rambling, so the strict
+score
+stands beside it: the first string of the answer's type must be the answer.
+Source: RULER `string_match_all` (NVIDIA/RULER c3f5e3b, scripts/eval); evaluation.md section 2.3 and finding 7.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+AnswerType = Literal["numbers", "words", "uuids"]
+
+_FIRST: dict[str, re.Pattern[str]] = {
+    "numbers": re.compile(r"\d+"),
+    "uuids": re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE),
+}
+_CONTROL = re.compile(r"[\x00-\x1f]")
+
+
+def official(prediction: str, answer: str) -> int:
+    """1 when the answer stands anywhere in the prediction, in any case: RULER's `string_match_all` for one answer.
+
+    Example:
+        >>> official("it is 7405831, or 12", "7405831"), official("740583", "7405831")
+        (1, 0)
+    """
+    return int(answer.lower() in _CONTROL.sub("\n", prediction.strip()).lower())
+
+
+def strict(prediction: str, answer: str, kind: AnswerType) -> int:
+    """1 when the first string of the answer's type in the prediction is the answer.
+
+    A number is a whole run of digits. Words may hold spaces and hyphens, so a word answer must come first (after a
+    colon or quotes, at most) and must end where a word ends.
+
+    Example:
+        >>> strict(": 7405831.", "7405831", "numbers"), strict("12 or 7405831", "7405831", "numbers")
+        (1, 0)
+        >>> strict(" 74058312", "7405831", "numbers"), strict(": ad hoc-zebra.", "ad hoc-zebra", "words")
+        (0, 1)
+    """
+    if kind == "words":
+        rest = prediction.lstrip(" \n\t:\"'").lower()
+        return int(rest.startswith(answer.lower()) and not re.match(r"[\w-]", rest[len(answer) :]))
+    found = _FIRST[kind].search(prediction)
+    return int(found is not None and found.group().lower() == answer.lower())
+
+
+def rank_of_first(log_likelihoods: Sequence[float]) -> int:
+    """Rank of the first candidate, 1 is best. A tie counts against it, and so does a value that is not a number.
+
+    Example:
+        >>> rank_of_first([-1.0, -2.0, -0.5]), rank_of_first([-1.0, -1.0]), rank_of_first([float("nan"), -9.0])
+        (2, 2, 2)
+    """
+    truth = log_likelihoods[0]
+    return 1 + sum(not other < truth for other in log_likelihoods[1:])

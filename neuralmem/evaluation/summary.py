@@ -1,0 +1,148 @@
+"""From result rows to the lines of a table: accuracy with its interval, beyond reach, null model and controls.
+
+Special: a needle score says nothing about memory unless the needle was out of attention's reach and the same
+checkpoint fails without its memory; so the two stand on every line.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from neuralmem.evaluation.prompts import TASKS
+from neuralmem.evaluation.rows import Row
+from neuralmem.evaluation.stats import Share, null_model, wilson
+
+CONTROLS = ("frozen", "off", "reset")
+
+
+class Group(NamedTuple):
+    """What a line of the table is about."""
+
+    task: str
+    protocol: str
+    haystack: str
+    length: int
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table, from the rows of one group.
+
+    Args:
+        group: task, protocol, haystack and nominal length
+        reach: tokens that attention and convolutions see
+        accuracy: the task's own score over all needles: official for RULER tasks, exact for recall
+        beyond: the same over the needles beyond reach
+        official, strict: both scores, over all needles
+        first: share of prompts where the true answer is the likeliest of ten
+        rank: mean rank of the true answer among ten; 5.5 is chance
+        controls: accuracy of each control that was run, over needles beyond reach, or over all where none is
+        tokens: mean real length of the prompts
+    """
+
+    group: Group
+    reach: int
+    accuracy: Share
+    beyond: Share
+    official: Share
+    strict: Share
+    first: Share
+    rank: float
+    controls: dict[str, Share]
+    tokens: float
+
+    @property
+    def null(self) -> float:
+        """Score of a model that sees only what is in reach, on uniformly placed needles."""
+        return null_model(self.reach, round(self.tokens))
+
+
+def score(row: Row) -> int:
+    """The score that a task is known by: exact match for recall, RULER's substring for its tasks.
+
+    The two differ because a small model is trained to stop after the answer and a base model is not.
+    """
+    return row.strict if row.task == "recall" else row.official
+
+
+def summarise(rows: Sequence[Row]) -> list[Line]:
+    """Lines in the order of task, haystack and length. Groups without uncontrolled rows are left out."""
+    groups: dict[Group, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(Group(row.task, row.protocol, row.haystack_id, row.nominal_len), []).append(row)
+    order = list(TASKS)
+    keys = sorted(groups, key=lambda g: (order.index(g.task), g.haystack, g.protocol, g.length))
+    return [_line(key, groups[key]) for key in keys if any(row.ablation == "none" for row in groups[key])]
+
+
+def _line(group: Group, rows: list[Row]) -> Line:
+    plain = [row for row in rows if row.ablation == "none"]
+    beyond = [row for row in plain if row.beyond_window]
+    controls = {}
+    for name in CONTROLS:
+        ran = [row for row in rows if row.ablation == name and (row.beyond_window or not beyond)]
+        if ran:
+            controls[name] = _share(score(row) for row in ran)
+    return Line(
+        group,
+        plain[0].reach,
+        accuracy=_share(score(row) for row in plain),
+        beyond=_share(score(row) for row in beyond),
+        official=_share(row.official for row in plain),
+        strict=_share(row.strict for row in plain),
+        first=_share(int(row.rank_of_10 == 1) for row in plain),
+        rank=sum(row.rank_of_10 for row in plain) / len(plain),
+        controls=controls,
+        tokens=sum(row.prompt_tokens for row in plain) / len(plain),
+    )
+
+
+class Grid(NamedTuple):
+    """Depths in percent. `assigned`: the samples went round them; else a row's is the one nearest to its real depth."""
+
+    depths: tuple[float, ...]
+    assigned: bool = True
+
+    def bins(self, rows: Iterable[Row]) -> dict[float, list[Row]]:
+        """Rows by depth."""
+        bins: dict[float, list[Row]] = {depth: [] for depth in self.depths}
+        for row in rows:
+            near = min(self.depths, key=lambda depth: abs(depth - row.depth_pct))
+            bins[self.depths[row.sample_id % len(self.depths)] if self.assigned else near].append(row)
+        return bins
+
+
+def to_csv(rows: Sequence[Row], grid: Grid) -> str:
+    """One line per task, haystack, length, ablation and depth (and "all"), with accuracies, intervals and n."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    columns = (
+        "task protocol haystack nominal_len prompt_tokens reach null ablation depth_pct n accuracy low high "
+        "n_beyond beyond beyond_low beyond_high official strict rank1 answer_nll"
+    )
+    table.writerow(columns.split())
+    for line in summarise(rows):
+        own = [r for r in rows if Group(r.task, r.protocol, r.haystack_id, r.nominal_len) == line.group]
+        for ablation in sorted({r.ablation for r in own}, key=("none", *CONTROLS).index):
+            ran = [r for r in own if r.ablation == ablation]
+            for depth, some in [("all", ran), *grid.bins(ran).items()]:
+                if some:
+                    head = [*line.group, round(line.tokens, 1), line.reach, round(line.null, 6)]
+                    table.writerow([*head, ablation, depth, *_numbers(some)])
+    return text.getvalue()
+
+
+def _numbers(rows: list[Row]) -> list[object]:
+    accuracy, beyond = _share(map(score, rows)), _share(score(r) for r in rows if r.beyond_window)
+    nll = [r.answer_nll for r in rows if r.answer_nll is not None]
+    means = [sum(getattr(r, name) for r in rows) / len(rows) for name in ("official", "strict")]
+    means += [sum(r.rank_of_10 == 1 for r in rows) / len(rows), sum(nll) / len(nll) if nll else float("nan")]
+    shares = [len(rows), *accuracy[2:], beyond.n, *(beyond[2:] if beyond.n else ("", "", ""))]
+    return [round(x, 6) if isinstance(x, float) else x for x in [*shares, *means]]
+
+
+def _share(hits: Iterable[int]) -> Share:
+    values = list(hits)
+    return wilson(sum(values), len(values))

@@ -1,0 +1,191 @@
+"""One call of the op with its arguments checked and cast: what every backend receives."""
+
+from dataclasses import dataclass
+
+import torch
+
+from neuralmem.errors import UserError, nearest
+from neuralmem.ops.checks import check_floating, check_mask, check_reset, check_shape
+from neuralmem.ops.neural_memory.mlp import ACTIVATIONS, MemoryForm
+from neuralmem.typing import Tensor, Tensors
+
+Norm = tuple[Tensor, Tensor]
+State = tuple[Tensors, Tensors | None]
+
+
+@dataclass(frozen=True)
+class Call:
+    """Arguments as in `neural_memory`, tensors in the state's dtype.
+
+    Args:
+        q, k, v: [B, T, H, D]
+        theta, alpha: [B, T, H]
+        eta: [B, T, H], or None without momentum
+        weights: L tensors [B, H, D_out, D_in]
+        momentum: like weights; empty without momentum
+        first_weights, first_momentum: what a reset goes back to; empty without resets
+        reset: Bool [B, T] or None
+        write_mask: Bool [B, T] or None
+        form: activation, residual and norm of the MLP
+        chunk_size: tokens per gradient anchor
+        checkpoint_every: chunks per recomputed group, or None
+        operand: dtype of the factors of matrix products
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    theta: Tensor
+    eta: Tensor | None
+    alpha: Tensor
+    weights: Tensors
+    momentum: Tensors
+    first_weights: Tensors
+    first_momentum: Tensors
+    reset: Tensor | None
+    write_mask: Tensor | None
+    form: MemoryForm
+    chunk_size: int
+    checkpoint_every: int | None
+    operand: torch.dtype
+
+    def restart(self, start: int, weights: Tensors, momentum: Tensors) -> tuple[Tensors, Tensors]:
+        """The state before token `start`, the first of a chunk: the initial one where a document starts there."""
+        if self.reset is None:
+            return weights, momentum
+        rows = self.reset[:, start]
+        return where_rows(rows, self.first_weights, weights), where_rows(rows, self.first_momentum, momentum)
+
+
+def where_rows(rows: Tensor, yes: Tensors, no: Tensors) -> Tensors:
+    """Per sample one of two states. rows: Bool [B]; states [B, H, D_out, D_in]."""
+    return tuple(torch.where(rows[:, None, None, None], a, b) for a, b in zip(yes, no, strict=True))
+
+
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Under autocast, what autocast would have made of a matrix product's factors."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(kind)) for x in tensors)
+
+
+def make_form(activation: str, residual: bool, norm: Norm | None, dtype: torch.dtype) -> MemoryForm:
+    """The MLP's form, its slow parameters [H, D] ready for [B, H, T, D]."""
+    if activation not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise UserError(f"activation is {activation!r}; it must be one of {known}{nearest(activation, ACTIVATIONS)}")
+    gain, bias = (None, None) if norm is None else (x.to(dtype)[:, None, :] for x in norm)  # [H, 1, D]
+    return MemoryForm(activation, residual, gain, bias)
+
+
+def prepare(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    eta: Tensor | None,
+    alpha: Tensor,
+    weights: Tensors,
+    momentum: Tensors | None,
+    *,
+    chunk_size: int,
+    activation: str,
+    residual: bool,
+    norm: Norm | None,
+    write_mask: Tensor | None,
+    initial: State | None,
+    reset: Tensor | None,
+    checkpoint_every: int | None,
+) -> Call:
+    """Check what a user passed and cast it.
+
+    Raises:
+        UserError: a shape, dtype, device or value that does not fit, naming the argument.
+    """
+    q, k, v = autocast(q, k, v)
+    for name, number in (("chunk_size", chunk_size), ("checkpoint_every", checkpoint_every)):
+        if number is not None and number < 1:
+            raise UserError(f"{name} is {number}; it must be at least 1")
+    _check_tokens(q, k, v, theta, eta, alpha, norm)
+    check_mask("write_mask", write_mask, q.shape[:2])
+    check_mask("reset", reset, q.shape[:2])
+    _check_states(q, eta, weights, momentum, initial)
+    if reset is not None and initial is None:
+        raise UserError("reset is given without initial, the state to go back to")
+    check_reset(reset, chunk_size)
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    first_weights, first_momentum = (_cast(x, dtype) for x in initial or ((), ()))
+    if momentum is not None and not first_momentum:
+        first_momentum = tuple(map(torch.zeros_like, first_weights))
+    return Call(
+        q=q.to(dtype),
+        k=k.to(dtype),
+        v=v.to(dtype),
+        theta=theta.to(dtype),
+        eta=None if eta is None else eta.to(dtype),
+        alpha=alpha.to(dtype),
+        weights=_cast(weights, dtype),
+        momentum=_cast(momentum, dtype),
+        first_weights=first_weights,
+        first_momentum=first_momentum,
+        reset=reset,
+        write_mask=write_mask,
+        form=make_form(activation, residual, norm, dtype),
+        chunk_size=chunk_size,
+        checkpoint_every=checkpoint_every,
+        operand=q.dtype,
+    )
+
+
+def _cast(state: Tensors | None, dtype: torch.dtype) -> Tensors:
+    return tuple(x.to(dtype) for x in state or ())
+
+
+def _check_tokens(
+    q: Tensor, k: Tensor, v: Tensor, theta: Tensor, eta: Tensor | None, alpha: Tensor, norm: Norm | None
+) -> None:
+    if q.ndim != 4:
+        raise UserError(f"q has shape {list(q.shape)}; it must be [B, T, H, D]")
+    B, T, H, D = q.shape
+    gates = {"theta": theta, "alpha": alpha} | ({} if eta is None else {"eta": eta})
+    check_floating(q=q, k=k, v=v, **gates)
+    for name, x in (("k", k), ("v", v)):
+        check_shape(name, x, q.shape)
+        if x.dtype != q.dtype:
+            raise UserError(f"{name} has dtype {x.dtype}; it must be {q.dtype} like q")
+    for name, gate in gates.items():
+        check_shape(name, gate, (B, T, H))
+    if norm is not None:
+        for name, x in zip(("norm gain", "norm bias"), norm, strict=True):
+            check_shape(name, x, (H, D))
+
+
+def _check_states(
+    q: Tensor, eta: Tensor | None, weights: Tensors, momentum: Tensors | None, initial: State | None
+) -> None:
+    if (eta is None) != (momentum is None):
+        raise UserError("eta and momentum belong together: give both, or None for both")
+    check_weights(q, weights)
+    first, start = initial or (None, None)
+    for name, state in (("momentum", momentum), ("initial weights", first), ("initial momentum", start)):
+        if state is None:
+            continue
+        if len(state) != len(weights):
+            raise UserError(f"{name} has {len(state)} tensors; it must have {len(weights)} like weights")
+        for i, (x, w) in enumerate(zip(state, weights, strict=True)):
+            check_shape(f"{name}[{i}]", x, w.shape)
+
+
+def check_weights(q: Tensor, weights: Tensors) -> None:
+    """Refuse weights that are no MLP from D to D with the batch and heads of q [B, T, H, D]."""
+    B, _, H, D = q.shape
+    if not isinstance(weights, (tuple, list)) or not weights:
+        raise UserError("weights must be a tuple of at least one tensor [B, H, D_out, D_in]")
+    into = D
+    for i, w in enumerate(weights):
+        last = i == len(weights) - 1
+        if w.ndim != 4 or w.shape[:2] != (B, H) or w.shape[3] != into or (last and w.shape[2] != D):
+            expected = [B, H, D if last else "D_out", into]
+            raise UserError(f"weights[{i}] has shape {list(w.shape)}; it must be {expected}")
+        into = w.shape[2]

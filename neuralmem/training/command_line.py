@@ -1,0 +1,207 @@
+"""From options to a training run: the parser, the links between its parts, and the callbacks that every run has."""
+
+import inspect
+import json
+import logging
+import sys
+import warnings
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning.pytorch as L
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from neuralmem.data import module as data_module
+from neuralmem.errors import UserError, nearest
+from neuralmem.training.checkpoints import Checkpoints, SaveModel, find_checkpoint
+from neuralmem.training.explain import explain
+from neuralmem.training.logs import RunLogs
+from neuralmem.training.mastery import Mastery
+from neuralmem.training.meter import Meter
+from neuralmem.training.module import LanguageModel
+from neuralmem.training.optimizer import OptimizerConfig
+from neuralmem.training.plot import LossPlot
+from neuralmem.training.progress import Progress
+from neuralmem.training.ranks import RankState
+
+DEFAULTS = {
+    "trainer.log_every_n_steps": 10,
+    "trainer.gradient_clip_val": 1.0,
+    "trainer.num_sanity_val_steps": 0,
+    "trainer.check_val_every_n_epoch": None,  # validation counts steps, not epochs
+    "trainer.enable_model_summary": False,
+}
+
+
+def train(arguments: list[str]) -> None:
+    """Parse, build, train.
+
+    Raises:
+        UserError: anything that the user can put right.
+    """
+    quiet_lightning()
+    try:
+        cli = CommandLine(arguments)
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    cli.accumulate()
+    if cli.checkpoint is None and cli.config.ckpt_path == "last" and cli.trainer.is_global_zero:
+        print(f"no checkpoint in {cli.run}: starting from the beginning", file=sys.stderr)
+    try:
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
+    except RuntimeError as error:
+        if cli.checkpoint is None or "loading state_dict" not in str(error):
+            raise
+        problem = " ".join(str(error).partition(":")[2].split())
+        raise UserError(f"ckpt_path {cli.checkpoint} is of another model: {problem[:200]}") from error
+
+
+def quiet_lightning() -> None:
+    """Silence what Lightning says about itself in every run; its errors still come through."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(lightning|torchdata|jsonargparse)\b.*")
+    warnings.filterwarnings("ignore", message=r".*torchdata.*")
+    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+
+
+def check_yaml(path: str) -> None:
+    """Refuse a file that is no YAML mapping, by name and line.
+
+    Raises:
+        UserError: it does not exist, does not parse, or is not a mapping.
+    """
+    if not Path(path).is_file():
+        near = nearest(path, [str(file) for file in Path("configs").rglob("*.yaml")])
+        raise UserError(f"config is {path!r}, which is no file{near}")
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}:" if mark else ""
+        raise UserError(f"config {path}:{line} no YAML, {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(content, dict):
+        given = type(content).__name__
+        raise UserError(f"config {path} holds a {given}; it must be a mapping such as 'model: {{depth: 4}}'")
+
+
+class Parser(LightningArgumentParser):
+    """The parser, with errors that fit on one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # the parser of one class inside the configuration: the outer one will explain
+            super().error(message, ex)
+        cause = ex
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+        if cause is not None:
+            raise UserError(str(cause)) from ex
+        raise UserError(explain(message, option_names(self), list(data_classes()))) from ex
+
+
+def data_classes() -> dict[str, type]:
+    """The data modules by name."""
+    found = {name: cls for name, cls in vars(data_module).items() if isinstance(cls, type)}
+    return {n: cls for n, cls in found.items() if issubclass(cls, L.LightningDataModule) and not n.startswith("_")}
+
+
+def option_names(parser: LightningArgumentParser) -> list[str]:
+    """Every option without its dashes, those of the data modules included."""
+    names = [name[2:] for name in parser._option_string_actions if name.startswith("--")]
+    for cls in data_classes().values():
+        names += [f"data.{name}" for name in inspect.signature(cls).parameters]
+    return sorted({*names, "debug"})
+
+
+class RunFolder(SaveConfigCallback):
+    """Write the resolved config.yaml and data.json, the data's part of it, into the run's folder."""
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        data = self.parser.dump(self.config, skip_none=False, format="json")
+        path = Path(trainer.default_root_dir) / "data.json"
+        path.write_text(json.dumps(json.loads(data)["data"], indent=2) + "\n")
+
+
+class CommandLine(LightningCLI):
+    """LightningCLI for `LanguageModel` and any LightningDataModule that has `vocab_size`.
+
+    Args:
+        arguments: the options
+    """
+
+    def __init__(self, arguments: list[str]) -> None:
+        super().__init__(
+            LanguageModel,
+            L.LightningDataModule,
+            subclass_mode_data=True,
+            save_config_callback=RunFolder,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            parser_kwargs={"allow_abbrev": False, "prog": "train.py", "description": "Train a model."},
+            args=arguments,
+            run=False,
+            auto_configure_optimizers=False,
+        )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = Parser(**kwargs)
+        parser.add_argument("-c", "--config", action="config", help="a YAML file; may be given more than once")
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run", type=str | None, default=None, help="the run's folder")
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help="a checkpoint to go on from, or 'last'")
+        parser.add_argument("--tokens_per_step", type=int | None, default=None, help="batch in tokens over all devices")
+        parser.add_class_arguments(OptimizerConfig, "optimizer")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.add_lightning_class_args(Mastery, "mastery")
+        parser.link_arguments("optimizer", "model.optimizer", apply_on="instantiate")
+        parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
+        parser.set_defaults(DEFAULTS)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        for option, value in pairwise([*args, ""]):
+            if option in ("-c", "--config") or option.startswith("--config="):
+                check_yaml(option.partition("=")[2] or value)
+        self.config = parser.parse_args(args)
+        configs = self.config.config or []
+        self.run = Path(self.config.run or f"runs/{Path(str(configs[0])).stem if configs else 'unnamed'}")
+        self.config.run = str(self.run)
+        self.checkpoint = find_checkpoint(self.run, self.config.ckpt_path)
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: the inherited method lets a checkpoint's hyperparameters replace options, without a word."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        meter = Meter()
+        trainer = self.config_init.trainer
+        own: list[L.Callback] = [RankState(), meter, SaveModel(), LossPlot()]
+        if trainer.enable_progress_bar is not False:
+            own.append(Progress(meter))
+        trainer.callbacks = [*(trainer.callbacks or []), *own]
+        trainer.default_root_dir = str(self.run)
+        if trainer.logger in (None, True):
+            trainer.logger = RunLogs(self.run, resume=self.checkpoint is not None)
+        return super().instantiate_trainer(**kwargs)
+
+    def accumulate(self) -> None:
+        """Set gradient accumulation so that a step sees `tokens_per_step` tokens on all devices together.
+
+        Raises:
+            UserError: that is not a whole number of batches.
+        """
+        data, trainer, wanted = self.datamodule, self.trainer, self.config.tokens_per_step
+        if wanted is not None:
+            rows = getattr(data, "batch_tokens", None) or data.batch_size * data.length
+            batch = rows * trainer.world_size
+            if wanted < batch or wanted % batch:
+                raise UserError(
+                    f"tokens_per_step is {wanted}; it must be a multiple of {batch}: "
+                    f"{rows} tokens in a batch on each of {trainer.world_size} device(s)"
+                )
+            trainer.accumulate_grad_batches = wanted // batch
+        if isinstance(trainer.val_check_interval, int):  # Lightning counts batches, people count steps
+            trainer.val_check_interval *= trainer.accumulate_grad_batches

@@ -1,0 +1,31 @@
+"""What is minimised: the cross entropy of every target token, as much as its weight counts."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from neuralmem.data.batch import NO_LOSS
+
+
+def token_loss(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Weighted mean of the cross entropy over the targets that count.
+
+    Args:
+        logits: Float [B, T, V]
+        targets: Int [B, T]; -100 is no target
+        weights: Float [B, T] or None; a target's share of the mean
+
+    Returns:
+        A scalar in float32 or better, in nats per token; 0 where there is no target at all.
+
+    Example:
+        >>> token_loss(torch.zeros(1, 2, 8), torch.tensor([[3, -100]])).exp()
+        tensor(8.)
+    """
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    each = F.cross_entropy(precise.flatten(0, 1), targets.flatten(), ignore_index=NO_LOSS, reduction="none")
+    counted = (targets.flatten() != NO_LOSS).to(each.dtype)
+    if weights is not None:
+        counted = counted * weights.flatten().to(each.dtype)
+    total = counted.sum()
+    return (each * counted).sum() / torch.where(total > 0, total, 1)

@@ -1,0 +1,116 @@
+"""What happened since the last line of the log: means over the interval, speed, and the health of every memory.
+
+Special: nothing is read from the device between two lines, so logging costs no synchronisation per step; memory health
+comes from `neuralmem.probe` in the one training step that ends an interval.
+"""
+
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor
+
+from neuralmem import probe
+from neuralmem.training.mastery import curriculum
+
+
+class Meter(L.Callback):
+    """Log every `trainer.log_every_n_steps` steps: loss, answers, learning rate, gradient norm, speed, memory health.
+
+    `latest` holds the newest values for whoever shows them.
+    """
+
+    def __init__(self) -> None:
+        self.latest: dict[str, float] = {}
+        self.tokens = 0  # of the whole run, all ranks
+        self.sums: dict[str, Tensor] = {}
+        self.since = self.paused = 0.0  # seconds; when the interval began, when validation did
+        self.steps = 0
+        self.stack = ExitStack()
+        self.record: probe.Recorder | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tokens": self.tokens}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.tokens = state_dict["tokens"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.since = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if _steps_next(trainer) and (trainer.global_step + 1) % _every(trainer) == 0:
+            self.record = self.stack.enter_context(probe.recording(pl_module.model))
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        self._add("gradient_norm", torch.nn.utils.get_total_norm(gradients))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        for name in outputs:
+            self._add(name, outputs[name].detach())
+        self._add("batches", torch.ones((), device=outputs["loss"].device))
+        if _stepped(trainer):
+            self.steps += 1
+            if trainer.global_step % _every(trainer) == 0:
+                self._write(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            found = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
+            self.latest |= found
+            _log(trainer, found)
+        self.since += time.perf_counter() - self.paused
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.paused = time.perf_counter()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.steps:
+            self._write(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.stack.close()
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def _write(self, trainer: L.Trainer) -> None:
+        self.stack.close()
+        sums = {k: trainer.strategy.reduce(v.float(), reduce_op="sum").item() for k, v in self.sums.items()}
+        seconds, steps = time.perf_counter() - self.since, self.steps * trainer.world_size
+        self.tokens += round(sums["tokens"])
+        values = {"loss": sums["loss"] / sums["batches"], "gradient_norm": sums["gradient_norm"] / steps}
+        if sums.get("asked"):
+            values["answers"] = sums["exact"] / sums["asked"]
+        values |= {"lr": trainer.optimizers[0].param_groups[0]["lr"], "tokens": self.tokens}
+        if data := curriculum(trainer):
+            values["stage"] = data.stage + 1
+        values["tokens_per_second"] = sums["tokens"] / max(seconds, 1e-9)
+        self.latest = values | {k: v for k, v in self.latest.items() if k.startswith("val_")}
+        _log(trainer, values | (self.record.means() if self.record else {}))
+        self.sums, self.steps, self.since, self.record = {}, 0, time.perf_counter(), None
+
+
+def _every(trainer: L.Trainer) -> int:
+    return trainer.log_every_n_steps or 1  # type: ignore[attr-defined]
+
+
+def _steps_next(trainer: L.Trainer) -> bool:
+    """Whether the batch that begins ends with an optimizer step."""
+    loop = trainer.fit_loop.epoch_loop
+    return (loop.batch_progress.current.ready) % trainer.accumulate_grad_batches == 0
+
+
+def _stepped(trainer: L.Trainer) -> bool:
+    """Whether the batch that ends came with an optimizer step."""
+    return not trainer.fit_loop._should_accumulate()
+
+
+def _log(trainer: L.Trainer, values: dict[str, float]) -> None:
+    for logger in trainer.loggers if values else ():
+        logger.log_metrics(values, step=trainer.global_step)

@@ -1,0 +1,96 @@
+"""The LightningModule: a causal language model, its loss, its optimizer, memory carried from batch to batch.
+
+Special: the options under `model:` are `neuralmem.ModelConfig`'s fields, taken from its signature, so that YAML,
+config.json and Python share one definition. Nothing of Lightning is needed to use what it trains.
+"""
+
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.callbacks import Timer
+from torch import Tensor
+
+from neuralmem.config import ModelConfig
+from neuralmem.data.batch import NO_LOSS, Batch, exact_answers
+from neuralmem.models.causal_lm import CausalLM
+from neuralmem.state import State
+from neuralmem.training.loss import token_loss
+from neuralmem.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from neuralmem.training.ranks import gather, own
+
+
+class LanguageModel(L.LightningModule):
+    """A causal language model in training.
+
+    Args:
+        optimizer: optimizer and learning rate schedule
+        model: the fields of `neuralmem.ModelConfig`
+
+    Example:
+        >>> module = LanguageModel(vocab_size=257, width=32, depth=1, pattern=["transformer"])
+        >>> module.model.config.width
+        32
+    """
+
+    def __init__(self, optimizer: OptimizerConfig = OptimizerConfig(), **model: Any) -> None:
+        super().__init__()
+        self.model = CausalLM(ModelConfig(**model))
+        self.optimizer_config = optimizer
+        self.carried: State | None = None
+
+    def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
+        """Loss of one batch; beside it what the callbacks show: tokens read, answers exact and asked."""
+        carry = getattr(self.trainer.datamodule, "carry_memory", False)  # type: ignore[attr-defined]
+        logits, state = self.model(batch.tokens, self.carried if carry else None, mask=batch.mask, reset=batch.reset)
+        self.carried = state.detach() if carry else None
+        loss = token_loss(logits, batch.targets, batch.weights)
+        if carry:  # where no document starts the initial memory has no gradient, and DDP wants one for every parameter
+            loss = loss + 0.0 * torch.stack([p.sum() for p in self.parameters()]).sum()
+        self.log("loss", loss.detach(), logger=False, batch_size=len(batch.tokens))
+        return {"loss": loss, **_counts(logits, batch)}
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """Log `val_loss`, comparable with `loss`, and `val_answers` where the batch asks for any."""
+        logits, _ = self.model(batch.tokens, None, mask=batch.mask, reset=batch.reset)
+        rows, counts = len(batch.tokens), _counts(logits, batch)
+        options: dict[str, Any] = {"on_epoch": True, "on_step": False, "logger": False, "sync_dist": True}
+        self.log("val_loss", token_loss(logits, batch.targets, batch.weights), batch_size=rows, **options)
+        if "asked" in counts:
+            self.log("val_answers", counts["exact"] / counts["asked"].clamp(min=1), batch_size=rows, **options)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, and the schedule over the steps or the time that the trainer was given."""
+        optimizer = make_optimizer(self.model, self.optimizer_config)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate(self.optimizer_config, self.progress))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def progress(self, step: int) -> float:
+        """The share of the run that is done at `step`: of its steps or of its time, whichever is more."""
+        trainer = self.trainer
+        done = step / trainer.max_steps if trainer.max_steps > 0 else 0.0
+        for timer in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(timer, Timer) and timer.time_remaining() is not None:
+                elapsed = timer.time_elapsed()
+                done = max(done, elapsed / (elapsed + max(0.0, timer.time_remaining() or 0.0) + 1e-9))
+        return done
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the carried memory: without it a resumed run would forget the documents it is in the middle of."""
+        mine = None if self.carried is None else dict(self.carried.items())
+        checkpoint["carried"] = gather(self.trainer, mine)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the carried memory back."""
+        if tensors := own(self.trainer, checkpoint.get("carried")):
+            template = self.model.init_state(len(tensors["position"]))
+            found = iter([tensors[name].to(self.device) for name, _ in template.items()])
+            self.carried = template.map(lambda _: next(found))
+
+
+def _counts(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+    counts = {"tokens": (batch.targets != NO_LOSS).sum() if batch.mask is None else batch.mask.sum()}
+    if batch.answers is not None:
+        exact = exact_answers(batch, logits.detach().argmax(-1))
+        counts |= {"exact": exact.sum(), "asked": exact.new_tensor(len(exact), dtype=torch.long)}
+    return counts

@@ -1,0 +1,128 @@
+"""One line about a run in progress: step of how many, loss, answers, tokens/s, time left.
+
+Special: on a terminal the line is redrawn in place; elsewhere (a log file) a plain line is printed every 30 s.
+"""
+
+import resource
+import shutil
+import sys
+import time
+from typing import Any, TextIO
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.callbacks import ProgressBar
+
+from neuralmem.training.mastery import curriculum
+from neuralmem.training.meter import Meter
+
+WIDTH = 24  # cells of the bar
+EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+class Progress(ProgressBar):
+    """The project's progress bar.
+
+    Args:
+        meter: where the numbers come from
+        every: seconds between lines where the output is not a terminal
+        file: where to write; None is standard error
+    """
+
+    def __init__(self, meter: Meter, every: float = 30.0, file: TextIO | None = None) -> None:
+        super().__init__()
+        self.meter, self.every, self.file = meter, every, file
+        self.enabled = True
+        self.began = self.shown = 0.0  # seconds on the clock
+        self.share_at_start = 0.0
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether lines are written at all; Lightning asks before it prints through the bar."""
+        return self.enabled
+
+    def enable(self) -> None:
+        self.enabled = True
+
+    def disable(self) -> None:
+        self.enabled = False
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print a line of its own above the bar."""
+        self._write(" ".join(str(x) for x in args), "\n")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.began = self.shown = time.monotonic()
+        self.share_at_start = _share(pl_module)
+        parameters = sum(p.numel() for p in pl_module.parameters())
+        where = f"{trainer.world_size} x {pl_module.device.type}, into {trainer.default_root_dir}"
+        self.print(f"{parameters:,} parameters on {where}")
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        now = time.monotonic()
+        if now - self.shown >= (0.2 if self._terminal() else self.every):
+            self.shown = now
+            self._write(self.line(trainer, pl_module), "" if self._terminal() else "\n")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._write(self.line(trainer, pl_module), "\n")
+        read = f"{trainer.global_step:,} steps, {_short(self.meter.tokens)} tokens"
+        memory = f"peak memory {_peak_bytes(pl_module.device) / 2**30:.2f} GiB"
+        self.print(f"{read} in {_clock(time.monotonic() - self.began)}, {memory}, saved in {trainer.default_root_dir}")
+
+    def line(self, trainer: L.Trainer, pl_module: Any) -> str:
+        """The line as it is now."""
+        share, latest = _share(pl_module), self.meter.latest
+        of = f"/{trainer.max_steps:,}" if trainer.max_steps > 0 else ""
+        parts = [f"step {trainer.global_step:,}{of}", f"{_bar(share)} {share:4.0%}"]
+        parts += [f"{name} {latest[key]:.3f}" for name, key in (("loss", "loss"), ("val", "val_loss")) if key in latest]
+        if data := curriculum(trainer):
+            parts.append(f"stage {data.stage + 1}/{len(data.stages)}")
+        if "answers" in latest:
+            parts.append(f"answers {latest['answers']:.1%}")
+        if "tokens_per_second" in latest:
+            parts.append(f"{_short(latest['tokens_per_second'])} tok/s")
+        done = share - self.share_at_start
+        if done > 0 and share < 1:
+            parts.append(f"{_clock((time.monotonic() - self.began) * (1 - share) / done)} left")
+        return "  ".join(parts)
+
+    def _write(self, text: str, end: str) -> None:
+        if not self.enabled:
+            return
+        file = self.file or sys.stderr
+        if self._terminal():
+            text = "\r" + text[: shutil.get_terminal_size().columns - 1] + "\x1b[K"
+        file.write(text + end)
+        file.flush()
+
+    def _terminal(self) -> bool:
+        return (self.file or sys.stderr).isatty()
+
+
+def _share(module: Any) -> float:
+    return min(1.0, module.progress(module.trainer.global_step))
+
+
+def _bar(share: float) -> str:
+    cells = share * WIDTH
+    part = EIGHTHS[int(cells % 1 * 8)] if cells < WIDTH else ""
+    return f"▕{'█' * int(cells)}{part}{' ' * (WIDTH - int(cells) - len(part))}▏"
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{second:02}" if minutes >= 60 else f"{minutes}:{second:02}"
+
+
+def _short(number: float) -> str:
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= size:
+            return f"{number / size:.1f}{letter}"
+    return f"{number:.0f}"
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,75 @@
+"""What differs from rank to rank, kept for every rank: random numbers, the place in the data, carried memory.
+
+Special: Lightning saves no random numbers, and of the data loader only rank 0's place; with either missing, a resumed
+run is another run.
+"""
+
+import random
+from typing import Any
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+
+
+def gather(trainer: L.Trainer, mine: Any) -> list[Any]:
+    """Every rank's value, on every rank."""
+    everyone = [mine] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(everyone, mine)
+    return everyone
+
+
+def own(trainer: L.Trainer, everyone: list[Any] | None) -> Any:
+    """This rank's value; with more ranks than there were, those of the first ones again, which is no exact resume."""
+    return everyone[trainer.global_rank % len(everyone)] if everyone else None
+
+
+class RankState(L.Callback):
+    """Put every rank's random state and loader position into the checkpoint, and take them out again.
+
+    Random state is restored right before the first training batch: building loaders draws random numbers on the way.
+    """
+
+    def __init__(self) -> None:
+        self.pending: dict[str, Any] | None = None
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["random_state"] = gather(trainer, random_state())
+        checkpoint["loader_state"] = gather(trainer, _fit_loop(checkpoint).get("combined_loader"))
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        self.pending = own(trainer, checkpoint.get("random_state"))
+        if place := own(trainer, checkpoint.get("loader_state")):
+            _fit_loop(checkpoint)["combined_loader"] = place  # Lightning restores its loops after the callbacks
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self.pending is not None:
+            set_random_state(self.pending)
+            self.pending = None
+
+
+def _fit_loop(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    return checkpoint["loops"]["fit_loop"]["state_dict"]
+
+
+def random_state() -> dict[str, Any]:
+    """The state of Python's, NumPy's and torch's generators as plain values: nothing to unpickle."""
+    version, words, gauss = random.getstate()
+    kind, keys, *rest = np.random.get_state()
+    state = {"torch": torch.get_rng_state(), "python": [version, list(words), gauss]}
+    state["numpy"] = [kind, [int(k) for k in keys], *rest]
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Go on where `random_state` was called."""
+    torch.set_rng_state(state["torch"])
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

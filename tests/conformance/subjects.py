@@ -1,0 +1,201 @@
+"""Everything that has to keep the laws of docs/architecture.md: every rule, every layer with every rule, every model.
+
+Special: nothing is listed by hand. A file in memory/, layers/ or models/ is a subject from the moment it exists
+(test_discovery.py), at settings that put chunk, segment and window boundaries inside a text of twenty tokens.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from neuralmem import registry
+from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
+from neuralmem.layers._layer import Layer
+from neuralmem.memory._rule import MemoryRule
+from neuralmem.modules.stream import Stream
+from neuralmem.state import State
+
+TINY = ModelConfig(
+    vocab_size=11,
+    width=8,
+    depth=2,
+    pattern=["transformer"],
+    attention=AttentionConfig(heads=2, window=5, persistent_tokens=2, segment=6),
+    # Chunks do not divide segments, the memory writes and forgets visibly.
+    memory=MemoryConfig(heads=2, expansion=1.5, chunk_size=4, theta_bias=2.0, alpha_bias=-3.0),
+)
+T = 19  # tokens of a text: three segments and four chunks begun
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something that reads a stream.
+
+    Args:
+        name: what the test is called
+        kind: "rule", "layer" or "model"
+        construct: config -> module
+        config: at which it is tested
+    """
+
+    name: str
+    kind: str
+    construct: Callable[[ModelConfig], Stream]
+    config: ModelConfig = TINY
+
+    def build(self, dtype: torch.dtype = torch.float64, **memory: Any) -> Stream:
+        """The module, every parameter moved away from where it is initialised (zeros hide mistakes)."""
+        torch.manual_seed(1)
+        module = self.construct(replace(self.config, memory=replace(self.config.memory, **memory))).to(dtype)
+        with torch.no_grad():
+            for x in module.parameters():
+                x.add_(0.1 * torch.randn_like(x))
+        return module
+
+    def draw(self, batch: int, tokens: int = T, dtype: torch.dtype = torch.float64) -> Tensor:
+        """A random text: token ids for a model, else vectors."""
+        if self.kind == "model":
+            return torch.randint(self.config.vocab_size, (batch, tokens))
+        return torch.randn(batch, tokens, self.config.width, dtype=dtype)
+
+    def change(self, x: Tensor) -> Tensor:
+        """Other tokens, every one different from x's."""
+        return (x + 1) % self.config.vocab_size if self.kind == "model" else x + torch.randn_like(x)
+
+
+def _rule(config: ModelConfig) -> Stream:
+    return registry.find("rule", config.memory.rule, MemoryRule, "memory.rule")(config.width, config.memory)
+
+
+def _layer(config: ModelConfig) -> Stream:
+    return registry.find("layer", config.pattern[0], Layer, "model.pattern")(config)
+
+
+def _has_rule(name: str) -> bool:
+    module = _layer(replace(TINY, pattern=[name]))
+    return any(isinstance(part, MemoryRule) for part in module.modules())
+
+
+def with_rule(config: ModelConfig, rule: str) -> ModelConfig:
+    return replace(config, memory=replace(config.memory, rule=rule))
+
+
+def model_classes() -> list[type[Stream]]:
+    """Every network that a file of neuralmem/models/ defines."""
+    folder = Path(registry.ROOT) / "models"
+    modules = [
+        importlib.import_module(f"neuralmem.models.{file.stem}")
+        for file in sorted(folder.glob("*.py"))
+        if not file.stem.startswith("_")
+    ]
+    return [
+        x
+        for module in modules
+        for _, x in inspect.getmembers(module, inspect.isclass)
+        if issubclass(x, Stream) and x.__module__ == module.__name__
+    ]
+
+
+def discover() -> Iterator[Subject]:
+    """All subjects at tiny settings."""
+    rules, layers = registry.names("rule"), registry.names("layer")
+    for rule in rules:
+        yield Subject(rule, "rule", _rule, with_rule(TINY, rule))
+    for layer in layers:
+        for rule in rules if _has_rule(layer) else rules[:1]:
+            name = f"{layer}+{rule}" if _has_rule(layer) else layer
+            yield Subject(name, "layer", _layer, with_rule(replace(TINY, pattern=[layer]), rule))
+    for cls in model_classes():
+        for layer in layers:
+            config = with_rule(replace(TINY, pattern=[layer]), "titans")
+            yield Subject(f"{cls.__name__}({layer})", "model", cls, config)
+        mixed = with_rule(replace(TINY, pattern=layers, depth=len(layers)), "delta")
+        yield Subject(f"{cls.__name__}(all layers)", "model", cls, mixed)
+
+
+SUBJECTS = list(discover())
+MODELS = [s for s in SUBJECTS if s.kind == "model"]
+
+
+def learns(subject: Subject) -> bool:
+    return bool(subject.build().has_memory)
+
+
+LEARNERS = [s for s in SUBJECTS if learns(s)]
+
+
+def each(subjects: Sequence[Subject] = SUBJECTS) -> pytest.MarkDecorator:
+    """Run a test for each subject."""
+    return pytest.mark.parametrize("subject", subjects, ids=[s.name for s in subjects])
+
+
+def variants() -> list[Subject]:
+    """A model of all layers at settings that are off the beaten track, one at a time."""
+    layers = registry.names("layer")
+    base = replace(TINY, pattern=layers, depth=len(layers))
+
+    def change(name: str, *, attention: dict | None = None, memory: dict | None = None, **model: Any) -> Subject:
+        config = replace(
+            base,
+            attention=replace(base.attention, **attention or {}),
+            memory=replace(base.memory, **memory or {}),
+            **model,
+        )
+        return Subject(name, "model", model_classes()[0], config)
+
+    return [
+        change("full attention", attention={"window": None, "persistent_tokens": 0}),
+        # Small steps: theta_max / chunk_size is large for one token, and large steps amplify rounding past 1e-10.
+        change(
+            "units of one token",
+            attention={"window": 1, "segment": 1},
+            memory={"chunk_size": 1, "convolution": 1, "theta_max": 0.1},
+        ),
+        change("chunk longer than segment", attention={"segment": 3}, memory={"chunk_size": 8}),
+        change("chunk equal to segment", attention={"segment": 4}),
+        change("no momentum, no gate", memory={"momentum": False, "output_gate": False}),
+        change("no norm, no residual", memory={"norm": False, "residual": False, "theta_max": 0.5}),
+        change("linear memory", memory={"depth": 1, "activation": "identity"}),
+        change("three layers, wide heads", memory={"depth": 3, "activation": "gelu", "head_width": 6, "heads": 3}),
+        change("long convolution, tied", memory={"convolution": 7, "induction": False}, tie_embeddings=True),
+        change("reference backend", memory={"backend": "reference"}),
+        change("recomputed in backward", memory={"checkpoint_every": 2}),
+    ]
+
+
+def assert_close(a: Tensor, b: Tensor, atol: float = 1e-10) -> None:
+    torch.testing.assert_close(a, b, atol=atol, rtol=0)
+
+
+def assert_same_state(a: State, b: State, atol: float = 1e-10) -> None:
+    """Equal states. The cache of full attention may have empty places in front, which are zero."""
+    for (name, x), (other, y) in zip(a.items(), b.items(), strict=True):
+        assert name == other
+        if x.shape != y.shape:
+            size = min(x.shape[1], y.shape[1])
+            for z in (x, y):
+                assert not z[:, : z.shape[1] - size].any(), f"{name} holds something where it should be empty"
+            x, y = (z[:, z.shape[1] - size :] for z in (x, y))
+        torch.testing.assert_close(x, y, atol=atol, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def assert_identical(a: State, b: State) -> None:
+    for (name, x), (_, y) in zip(a.items(), b.items(), strict=True):
+        assert x.dtype == y.dtype, name
+        assert torch.equal(x, y), name
+
+
+def read(module: Stream, x: Tensor, cuts: Sequence[int], state: Any = None, **options: Any) -> tuple[Tensor, State]:
+    """Read x in calls of the given lengths."""
+    outputs = []
+    for part in x.split(list(cuts), dim=1):
+        y, state = module(part, state, **options)
+        outputs.append(y)
+    return torch.cat(outputs, dim=1), state

@@ -1,0 +1,54 @@
+"""What the tests of evaluation share: an oracle instead of a trained model, and small haystacks in files."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from neuralmem.data.needles import NeedleFormat
+from neuralmem.evaluation.grammar import sentences
+from neuralmem.evaluation.niah import Settings
+from neuralmem.evaluation.prompts import find_task
+from neuralmem.evaluation.recall import TrainingData
+from neuralmem.evaluation.rows import Subject
+from tests.evaluation.fake import Oracle
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Lines of sentences, as a user's file."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    lines = (sentence for _, sentence in zip(range(2000), sentences(1), strict=False))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def training(text_file: Path) -> TrainingData:
+    """A checkpoint trained on facts in that file."""
+    return TrainingData(length=256, source=str(text_file), form=NeedleFormat(key_tokens=0, keys_held_out=0.1), facts=5)
+
+
+@pytest.fixture
+def oracle() -> Oracle:
+    return Oracle(reach=300)
+
+
+@pytest.fixture
+def subject(oracle: Oracle) -> Subject:
+    return Subject(oracle.reach, oracle.tokenizer.fingerprint, "c" * 64, 32, 32, "float32", "cpu")
+
+
+@pytest.fixture
+def settings() -> Settings:
+    """A run that takes a second."""
+    return Settings(
+        tasks=(find_task("s-niah-n"),),
+        lengths=(1024, 2048),
+        samples=10,
+        haystacks=("grammar",),
+        ablations=("none", "frozen", "off", "reset"),
+        max_new_tokens=12,
+    )

@@ -1,0 +1,162 @@
+"""eval.py as a user calls it: files written, one line per error, exit code 2."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
+from neuralmem.evaluation.cli import main
+from neuralmem.models.causal_lm import CausalLM
+from neuralmem.models.checkpoint import save
+from neuralmem.tokenizer import ByteTokenizer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        vocab_size=257,
+        width=16,
+        depth=1,
+        attention=AttentionConfig(heads=1, window=16),
+        memory=MemoryConfig(heads=1, chunk_size=16),
+    )
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    save(folder, CausalLM(config), ByteTokenizer())
+    data = {"stages": [{"length": 256, "facts": 5}], "source": str(text_file), "form": {"key_tokens": 0}}
+    (folder / "data.json").write_text(json.dumps({"class_path": "NeedleData", "init_args": data}))
+    return folder
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "eval.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={"OMP_NUM_THREADS": "1"}, check=False)
+
+
+def test_a_run_writes_its_files_and_prints_the_table(checkpoint: Path, text_file: Path, tmp_path: Path) -> None:
+    haystack = f"file:{text_file}"
+    arguments = [
+        "--checkpoint",
+        str(checkpoint),
+        "--tasks",
+        "recall,s-niah-pk",
+        "--lengths",
+        "2x,600",
+        "--samples",
+        "5",
+    ]
+    arguments += [
+        "--haystack",
+        haystack,
+        "--ablate",
+        "none,reset",
+        "--max-new-tokens",
+        "3",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    result = call("niah", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    for part in ("recall", "s-niah-pk", "512", "600", "beyond reach", "null", "reset", "file:text.txt"):
+        assert part in result.stdout, part
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert [name for name in names if not name.endswith(".png")] == ["rows.jsonl", "settings.json", "table.csv"]
+    assert [name.split("_")[1] for name in names if name.endswith(".png")] == ["recall", "s-niah-pk"]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * 2 * 5 * 2
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    assert {row["ckpt_sha256"] for row in rows} == {manifest["files"]["model.safetensors"]["sha256"]}
+    assert {row["chunk_size_eval"] for row in rows} == {16}
+
+
+def test_help_is_quick_and_has_an_example() -> None:
+    start = time.perf_counter()
+    result = call("niah", "--help")
+    assert time.perf_counter() - start < 10, "2 s on a machine that does nothing else"
+    assert result.returncode == 0
+    assert "python eval.py niah --checkpoint runs/quickstart" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "s-niah-kp"], "no task 's-niah-kp'; there are s-niah-pk, .*; did you mean 's-niah-pk'"),
+        (["--lenghts", "1k"], "--lenghts is not an option; did you mean '--lengths'"),
+        (["--length", "1k"], "--length is not an option; did you mean '--lengths'"),
+        (["--checkpoint", "no/such/run"], "--checkpoint: no/such/run does not exist"),
+        (["--lengths", "64", "--haystack", "grammar", "--tasks", "s-niah-n"], "64 tokens is smaller than the needle"),
+        (["--lengths", "32"], "32 tokens is smaller than the needle"),
+        (["--lengths", "many"], "--lengths: 'many' is no length"),
+        (["--depths", "120"], "--depths: '120' is no depth"),
+        (["--samples", "0"], "--samples is 0; it must be at least 1"),
+        (["--samples", "few"], "--samples: invalid int value: 'few'"),
+        (["--protocol", "ruler"], "--protocol: 'ruler' is not one of exact, ruler2024, .*did you mean 'ruler20"),
+        (["--ablate", "none,froozen"], "--ablate: 'froozen' is not one of .*did you mean 'frozen'"),
+        (["--haystack", "grammer"], "no haystack 'grammer'.*did you mean 'grammar'"),
+        (["--haystack", "file:no.txt"], "no such file: 'no.txt'"),
+        (["--device", "gpu"], "--device: 'gpu' is not there"),
+        (["--dtype", "float8"], "--dtype: invalid choice: 'float8'"),
+        (["--samples"], "--samples: expected one argument"),
+        (["stray"], "stray is not an option"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_2(
+    arguments: Sequence[str],
+    message: str,
+    checkpoint: Path,
+    text_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import re
+
+    given = ["niah", "--checkpoint", str(checkpoint), "--haystack", f"file:{text_file}", "--out", str(tmp_path / "out")]
+    assert main([*given, *arguments]) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ")
+    assert text.count("\n") == 1, text
+    assert re.search(message, text), text
+    assert not (tmp_path / "out" / "rows.jsonl").exists()
+
+
+def test_errors_from_the_program_itself(checkpoint: Path) -> None:
+    result = call("naih")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: 'naih' is not an evaluation; there is niah; did you mean 'niah'?\n"
+    damaged = checkpoint.parent / "damaged"
+    damaged.mkdir()
+    for path in checkpoint.glob("*.*"):
+        (damaged / path.name).write_bytes(path.read_bytes())
+    weights = damaged / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    result = call("niah", "--checkpoint", str(damaged))
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "model.safetensors is damaged" in result.stderr
+
+
+def test_debug_shows_where_an_error_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["niah", "--checkpoint", "no/such/run", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_answers_of_another_length_are_not_mixed(
+    checkpoint: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["niah", "--checkpoint", str(checkpoint), "--lengths", "256", "--samples", "1", "--out", str(tmp_path)]
+    given += ["--haystack", f"file:{text_file}"]
+    assert main([*given, "--max-new-tokens", "2"]) == 0
+    assert main([*given, "--max-new-tokens", "3"]) == 2
+    assert "--max-new-tokens is 3" in capsys.readouterr().err
+    assert main([*given, "--max-new-tokens", "2"]) == 0

@@ -1,0 +1,263 @@
+"""A whole run against an oracle whose scores are known beforehand, and what is written."""
+
+import csv
+import io
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from neuralmem.data.needles import NeedleFormat
+from neuralmem.errors import UserError
+from neuralmem.evaluation import rows as store
+from neuralmem.evaluation.haystack import open_haystack
+from neuralmem.evaluation.lengths import parse_depths, parse_lengths
+from neuralmem.evaluation.niah import Settings, run
+from neuralmem.evaluation.prompts import TASKS, find_task
+from neuralmem.evaluation.protocols import Cell
+from neuralmem.evaluation.reader import Reader
+from neuralmem.evaluation.recall import (
+    DISTRACTORS,
+    TrainingData,
+    read_training_data,
+    recall_prompts,
+    tokenise_lines,
+    training_keys,
+)
+from neuralmem.evaluation.rows import Row, Subject
+from neuralmem.evaluation.summary import summarise, to_csv
+from tests.evaluation.fake import Oracle
+
+FIELDS = (
+    "task protocol nominal_len prompt_tokens context_tokens needle_span distance_to_query reach beyond_window "
+    "depth_pct key answer pred official strict answer_nll rank_of_10 seed sample_id prompt_sha256 tokenizer_sha256 haystack_id "
+    "ckpt_sha256 state_bytes chunk_size_train chunk_size_eval dtype device wall_s ablation"
+)
+
+
+def ask(
+    settings: Settings, oracle: Oracle, subject: Subject, out: Path, training: TrainingData, chunk: int = 500
+) -> list[Row]:
+    return run(settings, Reader(oracle, oracle.tokenizer, chunk), subject, out, training)
+
+
+@pytest.mark.parametrize("task", [name for name in TASKS if name != "recall"])
+def test_oracle_finds_all_and_its_controls_only_what_is_in_reach(
+    task: str, settings: Settings, oracle: Oracle, subject: Subject, tmp_path: Path, training: TrainingData
+) -> None:
+    settings = replace(settings, tasks=(find_task(task),), max_new_tokens=60)
+    found = ask(settings, oracle, subject, tmp_path, training)
+    assert len(found) == 10 * 2 * 4
+    for row in found:
+        # While it answers, the oracle moves on: a needle that is only just in reach goes out of it again.
+        in_reach = row.prompt_tokens + 60 - row.needle_span[0] <= row.reach
+        if row.ablation in ("none", "reset") or row.beyond_window or in_reach:
+            expected = {"none": 1, "reset": 0}.get(row.ablation, int(in_reach))
+            assert (row.official, row.strict) == (expected, expected), row
+            assert (row.rank_of_10 == 1) >= expected
+        assert row.beyond_window == (row.distance_to_query > 300)
+        assert row.prompt_tokens == row.nominal_len
+    for line in summarise(found):
+        assert line.accuracy.share == 1.0
+        assert 6 <= line.beyond.n <= 8, "all but depth 100%, and in 1,024 bytes some at 75%"
+        assert {name: share.share for name, share in line.controls.items()} == {"frozen": 0.0, "off": 0.0, "reset": 0.0}
+        assert line.null == 300 / line.group.length
+
+
+def test_recall_finds_the_asked_fact_among_others(
+    settings: Settings, oracle: Oracle, subject: Subject, tmp_path: Path, training: TrainingData
+) -> None:
+    settings = replace(settings, tasks=(find_task("recall"),), haystacks=(), lengths=(1024,), max_new_tokens=None)
+    found = ask(settings, oracle, subject, tmp_path, replace(training, haystack=f"file:{training.source}"))
+    assert {row.official for row in found if row.ablation == "none"} == {1}
+    assert {row.strict for row in found if row.ablation == "none"} == {1}
+    assert {row.strict for row in found if row.ablation == "reset"} == {0}
+    assert all(len(row.answer) == 3 for row in found)
+
+
+def test_recall_prompts_hold_out_pairs_and_keys(training: TrainingData, oracle: Oracle) -> None:
+    tokenizer, form = oracle.tokenizer, training.form
+    text = open_haystack(f"file:{training.source}", 50_000).text
+    lines = tokenise_lines(text, tokenizer)
+    cell = Cell(find_task("recall"), "exact", 900, open_haystack("noise", 1), 5, tokenizer.encode)
+    keys = training_keys(training, tokenizer)
+    build = recall_prompts(cell, lines, form, keys, training.facts)
+    for number in range(20):
+        sample = build(number, 0.5, cell.random(number))
+        prompt = tokenizer.decode(sample.rope.slice(0, len(sample.rope)))
+        assert len(sample.rope) == 900
+        assert prompt.endswith(f"@{sample.key}=")
+        facts = [line[1:].split("=") for line in prompt.split("\n") if line.startswith("@") and not line.endswith("=")]
+        assert len(facts) == training.facts >= DISTRACTORS + 1
+        assert len({key for key, _ in facts}) == len({value for _, value in facts}) == training.facts
+        assert dict(facts)[sample.key] == sample.answer
+        assert all(form.is_held_out(key, int(value)) and not form.is_key_held_out(key) for key, value in facts)
+        assert tokenizer.decode(sample.rope.slice(*sample.needle)) == f"@{sample.key}={sample.answer}\n"
+        ranked = [tokenizer.decode(list(ids)) for ids in sample.candidates]
+        assert ranked[0] == f"{sample.answer}\n"
+        assert {f"{value}\n" for _, value in facts} <= set(ranked)
+        assert len(set(ranked)) == 10
+
+
+def test_reset_empties_the_state_and_shares_the_reading(
+    oracle: Oracle, settings: Settings, tmp_path: Path, subject: Subject, training: TrainingData
+) -> None:
+    settings = replace(settings, lengths=(1024,), samples=4, ablations=("none", "reset"), max_new_tokens=1)
+    found = ask(settings, oracle, subject, tmp_path, training, chunk=4096)
+    context = max(row.context_tokens for row in found)
+    assert sum(tokens >= context for _, tokens, _ in oracle.reads) == 1, "the haystack was read once for both"
+    assert {memory for _, _, memory in oracle.reads} == {"on"}
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 333, 5000])
+def test_pieces_and_batches_change_nothing(
+    chunk: int, settings: Settings, subject: Subject, tmp_path: Path, training: TrainingData
+) -> None:
+    if chunk == 1:
+        settings = replace(settings, lengths=(600,))
+    settings = replace(settings, protocol="ruler2025", haystacks=("noise",), samples=6, ablations=("none", "frozen"))
+    answers = []
+    for folder, size, batch in (("a", 4096, 16), ("b", chunk, 4)):
+        model = Oracle(300)
+        found = ask(replace(settings, batch_size=batch), model, subject, tmp_path / folder, training, size)
+        answers.append([(r.sample_id, r.ablation, r.pred, r.answer_nll, r.rank_of_10, r.prompt_sha256) for r in found])
+        assert max(tokens for _, tokens, _ in model.reads) <= max(size, len(" 1234567") - 1)
+    assert answers[0] == answers[1]
+
+
+def test_prompts_of_different_lengths_are_read_side_by_side(oracle: Oracle) -> None:
+    from neuralmem.evaluation.protocols import ruler
+
+    cell = Cell(
+        find_task("s-niah-w-words"), "ruler2025", 1500, open_haystack("grammar", 20_000), 0, oracle.tokenizer.encode
+    )
+    build = ruler(cell)
+    samples = [build(i, None, cell.random(i)) for i in range(5)]
+    assert len({len(s.rope) for s in samples}) > 1
+    together = next(iter(Reader(oracle, oracle.tokenizer, 256).ask(samples, ["none"], 50)))[1]
+    alone = [next(iter(Reader(oracle, oracle.tokenizer, 256).ask([s], ["none"], 50)))[1][0] for s in samples]
+    assert [a.text for a in together] == [a.text for a in alone]
+    assert [a.log_likelihoods for a in together] == [a.log_likelihoods for a in alone]
+    assert all(s.answer in a.text for s, a in zip(samples, together, strict=True))
+
+
+def test_rows_have_the_fields_of_the_protocol_page(
+    settings: Settings, oracle: Oracle, subject: Subject, tmp_path: Path, training: TrainingData
+) -> None:
+    ask(replace(settings, samples=1, lengths=(1024,)), oracle, subject, tmp_path, training)
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    assert all(set(json.loads(line)) == set(FIELDS.split()) for line in lines)
+    assert [field.name for field in fields(Row)] == FIELDS.split()
+
+
+def test_resume_reads_nothing_again(
+    settings: Settings, subject: Subject, tmp_path: Path, training: TrainingData
+) -> None:
+    settings = replace(settings, samples=4, ablations=("none", "frozen"))
+    first = ask(settings, Oracle(300), subject, tmp_path, training)
+    again = Oracle(300)
+    assert ask(settings, again, subject, tmp_path, training) == first
+    assert again.reads == []
+    path = tmp_path / "rows.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])  # killed in the middle of a line
+    after = ask(settings, again, subject, tmp_path, training)
+    assert len(again.reads) > 0
+    assert [r.prompt_sha256 for r in after] == [r.prompt_sha256 for r in first]
+    assert len(path.read_text().splitlines()) == len(first)
+
+
+def test_resume_knows_another_checkpoint_and_more_samples(
+    settings: Settings, oracle: Oracle, subject: Subject, tmp_path: Path, training: TrainingData
+) -> None:
+    settings = replace(settings, samples=2, lengths=(1024,), ablations=("none",))
+    ask(settings, oracle, subject, tmp_path, training)
+    other = ask(settings, oracle, replace(subject, ckpt_sha256="d" * 64), tmp_path, training)
+    assert {row.ckpt_sha256[0] for row in other} == {"d"}
+    more = ask(replace(settings, samples=5, ablations=("none", "off")), oracle, subject, tmp_path, training)
+    assert len(more) == 10
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 2 + 2 + 8
+
+
+def test_rows_of_something_else_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(UserError, match=r"line 1 of .* is not a result row"):
+        list(store.read(tmp_path / "rows.jsonl"))
+
+
+def test_a_model_that_says_nan_is_wrong_and_not_a_crash(
+    settings: Settings, subject: Subject, tmp_path: Path, training: TrainingData
+) -> None:
+    settings = replace(settings, samples=2, lengths=(1024,), ablations=("none",))
+    found = ask(settings, Oracle(300, broken=True), subject, tmp_path, training)
+    assert {(row.official, row.rank_of_10, row.answer_nll) for row in found} == {(0, 10, None)}
+    assert "NaN" not in (tmp_path / "rows.jsonl").read_text()
+
+
+def test_errors_come_before_reading(
+    settings: Settings, oracle: Oracle, subject: Subject, tmp_path: Path, training: TrainingData
+) -> None:
+    with pytest.raises(UserError, match="--lengths: 100 tokens is smaller than the needle"):
+        ask(replace(settings, lengths=(100, 2048)), oracle, subject, tmp_path / "out", training)
+    assert not (tmp_path / "out").exists()
+    assert oracle.reads == []
+
+
+def test_csv_has_a_line_per_depth_and_ablation(
+    settings: Settings, oracle: Oracle, subject: Subject, tmp_path: Path, training: TrainingData
+) -> None:
+    found = ask(replace(settings, ablations=("none", "off")), oracle, subject, tmp_path, training)
+    table = list(csv.DictReader(io.StringIO(to_csv(found, settings.grid))))
+    assert len(table) == 2 * 2 * (1 + 5)
+    assert {(line["depth_pct"], line["n"]) for line in table if line["ablation"] == "off"} == {
+        ("all", "10"),
+        *((str(d), "2") for d in (0.0, 25.0, 50.0, 75.0, 100.0)),
+    }
+    reached = [line for line in table if line["ablation"] == "off" and line["depth_pct"] == "100.0"]
+    assert all(float(line["accuracy"]) == 1.0 and line["beyond"] == "" for line in reached)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("4kk", "no length"), ("0", "no length"), ("16x", "training length"), (",", "empty")]
+)
+def test_bad_lengths(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_lengths(text)
+
+
+@pytest.mark.parametrize("text", ["-1", "101", "half"])
+def test_bad_depths(text: str) -> None:
+    with pytest.raises(UserError, match="is no depth"):
+        parse_depths(text)
+
+
+def test_training_data_from_a_run_folder(tmp_path: Path) -> None:
+    form = {"fact": "@{key}={value}\n", "digits": 4, "key_tokens": 1, "pairs_held_out": 0.5, "keys_held_out": 0.0}
+    arguments = {
+        "stages": [{"length": 64}, {"length": 320, "facts": 7, "keys": 99}],
+        "source": ["stdlib"],
+        "form": form,
+    }
+    (tmp_path / "data.json").write_text(
+        json.dumps({"class_path": "neuralmem.data.module.NeedleData", "init_args": arguments})
+    )
+    found = read_training_data(tmp_path)
+    assert (found.length, found.facts, found.keys, found.haystack) == (320, 7, 99, "stdlib")
+    assert found.form == NeedleFormat(**form)
+    (tmp_path / "data.json").write_text("{")
+    with pytest.raises(UserError, match=r"data\.json cannot be used"):
+        read_training_data(tmp_path)
+
+
+def test_rope_is_what_it_is_made_of() -> None:
+    from neuralmem.evaluation.rope import Rope
+
+    pieces = [[1, 2, 3], torch.arange(10, dtype=torch.int32)[4:6], [], [7]]
+    rope = Rope(pieces)
+    assert rope.slice(0, 99).tolist() == [1, 2, 3, 4, 5, 7]
+    for a in range(7):
+        for b in range(a, 8):
+            assert rope.slice(a, b).tolist() == [1, 2, 3, 4, 5, 7][a:b]
+    assert rope.sha256() == Rope([[1, 2, 3, 4, 5, 7]]).sha256() != Rope([[1, 2, 3]]).sha256()

@@ -1,0 +1,177 @@
+"""What the tests of `neural_memory` share: random calls, and the paper's loop written once more.
+
+The loop knows nothing of the package: plain torch, gradients by autograd, one sample and one head at a time.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from neuralmem.ops import neural_memory
+
+B, H, D = 2, 2, 4
+ACTIVATION = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+    "identity": lambda z: z,
+}
+
+
+@dataclass
+class Call:
+    """Arguments of neural_memory, in the order of its signature, and its options."""
+
+    tensors: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, **options: Any) -> tuple[Tensor, Any, Any]:
+        return neural_memory(**self.tensors, **{**self.options, **options})
+
+    def leaves(self) -> list[Tensor]:
+        """Every tensor that a gradient may be asked for."""
+        values = [*self.tensors.values(), self.options.get("norm"), *(self.options.get("initial") or ())]
+        flat: list[Tensor] = []
+        for value in values:
+            flat += [value] if isinstance(value, Tensor) else list(value or ())
+        return flat
+
+    def map(self, change: Any) -> "Call":
+        """The same call with `change` applied to every floating-point tensor."""
+
+        def apply(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return change(value) if value.is_floating_point() else value
+            return tuple(map(apply, value)) if isinstance(value, tuple) else value
+
+        both = ({k: apply(v) for k, v in part.items()} for part in (self.tensors, self.options))
+        return Call(*both)
+
+
+def random_state(layers: int, hidden: int, random: torch.Generator, scale: float = 1.0) -> tuple[Tensor, ...]:
+    widths = [D, *[hidden] * (layers - 1), D]
+    shapes = [(B, H, out, into) for into, out in zip(widths, widths[1:], strict=False)]
+    return tuple(
+        (torch.randn(s, generator=random, dtype=torch.float64) * scale / s[-1] ** 0.5).requires_grad_() for s in shapes
+    )
+
+
+def make(
+    tokens: int = 13,
+    *,
+    layers: int = 2,
+    chunk_size: int = 5,
+    momentum: bool = True,
+    norm: bool = True,
+    mask: bool = False,
+    reset: bool = False,
+    hidden: int = 6,
+    seed: int = 0,
+    **options: Any,
+) -> Call:
+    """A random call in float64: two samples, two heads of width 4, momentum that is not zero."""
+    random = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random, dtype=torch.float64).requires_grad_()
+
+    def gate(scale: float) -> Tensor:
+        return (scale * torch.rand(B, tokens, H, generator=random, dtype=torch.float64)).requires_grad_()
+
+    q, k, v = (draw(B, tokens, H, D) for _ in range(3))
+    theta, eta, alpha = gate(0.05), gate(1.0), gate(0.3)
+    weights, surprise = random_state(layers, hidden, random), random_state(layers, hidden, random, 0.1)
+    tensors = {
+        "q": q,
+        "k": k,
+        "v": v,
+        "theta": theta,
+        "eta": eta if momentum else None,
+        "alpha": alpha,
+        "weights": weights,
+        "momentum": surprise if momentum else None,
+    }
+    options = {"chunk_size": chunk_size, "norm": (draw(H, D), draw(H, D)) if norm else None, **options}
+    if mask:
+        options["write_mask"] = torch.rand(B, tokens, generator=random) > 0.3
+    if reset:
+        starts = torch.zeros(B, tokens, dtype=torch.bool)
+        starts[0, ::chunk_size] = True
+        starts[1, chunk_size :: 2 * chunk_size] = True
+        first = random_state(layers, hidden, random, 0.1) if momentum else None
+        options |= {"reset": starts, "initial": (random_state(layers, hidden, random), first)}
+    return Call(tensors, options)
+
+
+def papers_loop(call: Call) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...] | None]:
+    """neural_memory by the book."""
+    a, options = call.tensors, call.options
+    samples = [[_one(a, options, b, h) for h in range(H)] for b in range(B)]
+
+    def stack(pick: Any) -> Tensor:
+        return torch.stack([torch.stack([pick(one) for one in row]) for row in samples])
+
+    y = stack(lambda one: one[0]).transpose(1, 2)
+    count = len(a["weights"])
+    weights = tuple(stack(lambda one, i=i: one[1][i]) for i in range(count))
+    if a["momentum"] is None:
+        return y, weights, None
+    return y, weights, tuple(stack(lambda one, i=i: one[2][i]) for i in range(count))
+
+
+def _one(a: dict[str, Any], options: dict[str, Any], b: int, h: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """One sample and head: outputs [T, D], weights, momentum."""
+    act, residual = ACTIVATION[options.get("activation", "silu")], options.get("residual", True)
+    gain, bias = (x[h] for x in options["norm"]) if options.get("norm") else (None, None)
+    mask, reset = options.get("write_mask"), options.get("reset")
+
+    def memory(weights: list[Tensor], x: Tensor) -> Tensor:
+        z = x
+        for i, weight in enumerate(weights):
+            z = weight @ (act(z) if i else z)
+        if gain is not None:
+            z = (z - z.mean()) / torch.sqrt(((z - z.mean()) ** 2).mean() + 1e-6) * gain + bias
+        return x + z if residual else z
+
+    weights = [w[b, h] for w in a["weights"]]
+    surprise = [s[b, h] for s in a["momentum"]] if a["momentum"] else [torch.zeros_like(w) for w in weights]
+    outputs = []
+    for t in range(a["q"].shape[1]):
+        if t % options["chunk_size"] == 0:
+            if reset is not None and reset[b, t]:
+                first, start = options["initial"]
+                weights = [w[b, h] for w in first]
+                surprise = [s[b, h] for s in start] if start else [torch.zeros_like(w) for w in weights]
+            anchor = weights
+        if mask is None or mask[b, t]:
+            loss = ((memory(anchor, a["k"][b, t, h]) - a["v"][b, t, h]) ** 2).sum()
+            gradients = torch.autograd.grad(loss, anchor, create_graph=True)
+            eta = a["eta"][b, t, h] if a["eta"] is not None else 0.0
+            surprise = [eta * s - a["theta"][b, t, h] * g for s, g in zip(surprise, gradients, strict=True)]
+            weights = [(1 - a["alpha"][b, t, h]) * w + s for w, s in zip(weights, surprise, strict=True)]
+        outputs.append(memory(weights, a["q"][b, t, h]))
+    y = torch.stack(outputs) if outputs else a["q"][b, :, h]
+    return y, list(weights), surprise
+
+
+def flatten(result: tuple[Tensor, Any, Any]) -> list[Tensor]:
+    y, weights, momentum = result
+    return [y, *weights, *(momentum or ())]
+
+
+def outputs_and_gradients(result: tuple[Tensor, Any, Any], call: Call) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs and state, and every input's gradient under a fixed weighting of all of them."""
+    parts = flatten(result)
+    weighted = [(x * torch.linspace(0.5, 1.5, x.numel(), dtype=x.dtype).view_as(x)).sum() for x in parts]
+    gradients = torch.autograd.grad(sum(weighted), call.leaves(), allow_unused=True, materialize_grads=True)
+    return parts, list(gradients)
+
+
+def assert_all_close(ours: list[Tensor], theirs: list[Tensor], tolerance: float = 1e-10) -> None:
+    """Close, relative to each tensor's largest entry where that is above one."""
+    for one, other in zip(ours, theirs, strict=True):
+        size = max(1.0, other.detach().abs().max().item()) if other.numel() else 1.0
+        torch.testing.assert_close(one, other, atol=tolerance * size, rtol=0)

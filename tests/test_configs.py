@@ -1,0 +1,104 @@
+"""Every YAML in configs/ is a complete experiment that parses and builds, at the size its name says."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from neuralmem.config import ModelConfig
+from neuralmem.models.causal_lm import CausalLM
+from neuralmem.training.command_line import CommandLine, quiet_lightning
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+PAPER = [path for path in CONFIGS if re.search(r"_\d+m$", path.stem)]
+SLACK = 0.15  # between the parameters a model has and what its name says
+LLAMA_2 = 32_000  # symbols of the paper's tokenizer
+
+
+class Parsed(CommandLine):
+    """A command line that stops before anything is built: paper configs name data of many gigabytes."""
+
+    def instantiate_classes(self) -> None: ...
+
+    def _set_seed(self) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    quiet_lightning()
+
+
+def parse(path: Path) -> Parsed:
+    return Parsed(["--config", str(path)])
+
+
+def build(path: Path, vocab_size: int = LLAMA_2) -> CausalLM:
+    fields = parse(path).config.as_dict()["model"]
+    fields.pop("optimizer", None)
+    with torch.device("meta"):
+        return CausalLM(ModelConfig.from_dict({**fields, "vocab_size": vocab_size}))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_it_parses_and_its_model_builds(path: Path) -> None:
+    assert build(path).config.depth == parse(path).config.model.depth
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_its_size_is_that_of_its_name(path: Path) -> None:
+    wanted = 1e6 * int(re.search(r"_(\d+)m$", path.stem)[1])
+    parameters = sum(p.numel() for p in build(path).parameters())
+    assert abs(parameters / wanted - 1) < SLACK, f"{parameters / 1e6:.0f}M"
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_its_recipe_is_the_papers(path: Path) -> None:
+    config = parse(path).config
+    assert config.tokens_per_step == 2**19
+    assert config.data.init_args.sequence_length == 4096
+    assert config.optimizer.weight_decay == 0.1
+    assert config.optimizer.lr == 4e-4
+    tokens = 30e9 if "760m" in path.stem else 15e9
+    assert config.trainer.max_steps * config.tokens_per_step == pytest.approx(tokens, rel=1e-3)
+    assert config.tokens_per_step % (config.data.init_args.batch_size * 4096) == 0
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_documents_start_where_the_memory_does(path: Path) -> None:
+    config = parse(path).config
+    align, pattern = config.data.init_args.get("align"), config.model.pattern
+    if align is not None and pattern != ["transformer"]:
+        unit = config.model.attention.segment if "titans_mac" in pattern else config.model.memory.chunk_size
+        assert align % unit == 0
+
+
+def test_the_family_is_complete() -> None:
+    sizes = ("170m", "340m", "400m", "760m")
+    names = {f"{kind}_{size}" for kind in ("mac", "mag", "mal", "lmm", "transformer") for size in sizes}
+    assert names == {path.stem for path in PAPER}
+    tiny = {path.stem for path in (ROOT / "configs" / "tiny").glob("*.yaml")}
+    assert {"mac", "mag", "mal", "lmm", "transformer"} <= tiny
+    assert {"quickstart", "quickstart_baseline"} <= {path.stem for path in CONFIGS}
+
+
+def test_the_quickstart_and_its_baseline_differ_in_nothing_but_the_memory() -> None:
+    ours, theirs = (parse(ROOT / "configs" / name).config for name in ("quickstart.yaml", "quickstart_baseline.yaml"))
+    for part in ("data", "optimizer", "mastery", "seed_everything"):
+        assert ours[part] == theirs[part]
+    sizes = [
+        sum(p.numel() for p in build(ROOT / "configs" / name, vocab_size=1024).parameters())
+        for name in ("quickstart.yaml", "quickstart_baseline.yaml")
+    ]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.05)
+    assert theirs.model.pattern == ["transformer"]
+    assert theirs.model.attention.window is not None
+
+
+def test_lightning_is_imported_under_one_name() -> None:
+    """The older name is another library with the same classes: mixing them fails late, or not at all."""
+    other = "pytorch" + "_lightning"
+    files = [f for folder in ("neuralmem", "configs", "tests", "benchmarks") for f in (ROOT / folder).rglob("*")]
+    texts = [f for f in files if f.suffix in (".py", ".yaml")] + [ROOT / "train.py", ROOT / "pyproject.toml"]
+    assert not [f.name for f in texts if re.search(rf"\b{other}\b", f.read_text())]

@@ -1,0 +1,28 @@
+"""Training from a test: the command line in this process, in a folder of its own."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from neuralmem.training.cli import main
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Call with the name of a tiny config, a run's name and options; returns the run's folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(config: str, name: str, *options: str) -> Path:
+        assert main(["--config", str(CONFIGS / "tiny" / f"{config}.yaml"), "--run", name, *options]) == 0
+        return tmp_path / name
+
+    return run

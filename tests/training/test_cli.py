@@ -1,0 +1,109 @@
+"""train.py as a user starts it: another process, its exit code, its output."""
+
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from neuralmem.training.cli import main
+from neuralmem.training.help import HELP
+
+ROOT = Path(__file__).parents[2]
+TINY = str(ROOT / "configs" / "tiny" / "mag.yaml")
+COMMAND = [sys.executable, str(ROOT / "train.py")]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run(folder: Path, *options: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [*COMMAND, *options], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_five_steps(tmp_path: Path) -> None:
+    done = run(tmp_path, "--config", TINY, "--trainer.max_steps", "5", "--model.depth", "1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    said = done.stderr.strip().splitlines()
+    assert len(said) == 3, said  # what it trains, one line of progress, what came of it: no noise of the libraries
+    assert re.fullmatch(r"[\d,]+ parameters on 1 x cpu, into runs/mag", said[0])
+    assert re.fullmatch(r"step 5/5  .*100%  loss \d\.\d{3}  .* tok/s", said[1])
+    assert re.fullmatch(r"5 steps, \S+ tokens in \d+:\d\d, peak memory .* GiB, saved in runs/mag", said[2])
+    assert (tmp_path / "runs" / "mag" / "manifest.json").is_file()
+
+
+def test_a_wrong_option_is_one_line(tmp_path: Path) -> None:
+    done = run(tmp_path, "fit", "--config", TINY, "--trainer.max_step", "5")
+    assert done.returncode == 2
+    assert done.stderr == "error: --trainer.max_step is not an option; did you mean '--trainer.max_steps'?\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_is_short_and_quick(tmp_path: Path) -> None:
+    began = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    done = run(tmp_path, "--help")
+    assert done.stdout.strip() == HELP.strip()
+    assert done.returncode == 0
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - began < 5  # seconds, however busy the machine
+    assert len(HELP.splitlines()) < 60
+
+
+def test_help_does_not_import_lightning() -> None:
+    code = "import sys; from neuralmem.training.cli import main; main(['--help']); print('lightning' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.stdout.strip().endswith("False")
+
+
+def printed(capsys: pytest.CaptureFixture, *options: str) -> str:
+    with pytest.raises(SystemExit, match="0"):
+        main(options)
+    return capsys.readouterr().out
+
+
+def test_every_option_that_the_help_names_exists(capsys: pytest.CaptureFixture) -> None:
+    everything = printed(capsys, "--help", "all")
+    named = set(re.findall(r"--[a-z_]+(?:\.[a-z_]+)*", HELP)) - {"--debug"}
+    assert not {option for option in named if option not in everything}
+
+
+def test_print_config_is_a_config(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    first = printed(capsys, "--config", TINY, "--model.depth", "1", "--print_config")
+    (tmp_path / "again.yaml").write_text(first)
+    assert printed(capsys, "--config", str(tmp_path / "again.yaml"), "--print_config") == first
+    assert "depth: 1" in first
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_an_interrupted_run_saves_and_goes_on(tmp_path: Path) -> None:
+    options = ["--config", TINY, "--trainer.max_steps", "100000", "--model.depth", "1"]
+    process = subprocess.Popen([*COMMAND, *options], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    table = tmp_path / "runs" / "mag" / "metrics.csv"
+    while process.poll() is None and not (table.exists() and table.read_text().count("\n") > 3):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    assert "Traceback" not in said
+    last = max(int(f.stem.split("=")[1]) for f in (tmp_path / "runs" / "mag" / "checkpoints").glob("*.ckpt"))
+    options[3] = str(last + 1)
+    done = run(tmp_path, *options, "--ckpt_path", "last")
+    assert done.returncode == 0, done.stderr
+    assert f"{last + 1:,} steps" in done.stderr
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("options", [[], ["--data.carry", "true"]], ids=["fresh rows", "carried memory"])
+def test_two_processes_resume_exactly(tmp_path: Path, options: list[str]) -> None:
+    tiny = str(ROOT / "configs" / "tiny" / "lmm.yaml")
+    two = ["--config", tiny, "--trainer.devices", "2", "--trainer.strategy", "ddp", *options]
+    for name, more in (("whole", []), ("half", ["--ckpt_path", "whole/checkpoints/step=5.ckpt"])):
+        done = run(tmp_path, *two, "--run", name, *more)
+        assert done.returncode == 0, done.stderr
+    whole, half = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "half"))
+    assert half == whole

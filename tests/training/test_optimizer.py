@@ -1,0 +1,55 @@
+"""Which parameters decay, and how the learning rate moves."""
+
+import math
+
+import pytest
+import torch
+
+from neuralmem.config import MemoryConfig, ModelConfig
+from neuralmem.errors import UserError
+from neuralmem.models.causal_lm import CausalLM
+from neuralmem.training.optimizer import OptimizerConfig, learning_rate, make_optimizer, parameter_groups
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("rule", ["titans", "delta"])
+def test_only_matrices_of_feature_maps_decay(tied: bool, rule: str) -> None:
+    config = ModelConfig(17, width=16, depth=1, memory=MemoryConfig(rule=rule), tie_embeddings=tied)
+    model = CausalLM(config)
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed, others = ({names[id(p)] for p in group["params"]} for group in parameter_groups(model, 0.1))
+    assert decayed | others == set(names.values())
+    assert not decayed & others
+    assert all(name.endswith(".weight") for name in decayed)
+    assert {"layers.0.feed_forward.up.weight", "layers.0.attention.query.weight"} <= decayed
+    assert ("head.weight" in decayed) == (not tied)
+    kept = ("gate", "norm", "embedding", "memory.weights", "memory.weight", "persistent", "convolutions", "bias")
+    assert not [name for name in decayed if any(word in name for word in kept)]
+
+
+def test_every_parameter_moves() -> None:
+    model = CausalLM(ModelConfig(17, width=16, depth=1))
+    optimizer = make_optimizer(model, OptimizerConfig())
+    before = [p.detach().clone() for p in model.parameters()]
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("schedule", "half"), [("cosine", 0.55), ("linear", 0.55), ("constant", 1.0)])
+def test_schedules(schedule: str, half: float) -> None:
+    share = learning_rate(OptimizerConfig(warmup=10, schedule=schedule, final=0.1), lambda step: step / 100)
+    assert share(0) == pytest.approx(0.1)
+    assert share(4) == pytest.approx(0.5, rel=0.05)
+    assert share(50) == pytest.approx(half)
+    assert share(100) == share(1000) == pytest.approx(1.0 if schedule == "constant" else 0.1)
+    assert all(math.isfinite(share(step)) for step in range(200))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lr": 0.0}, {"eps": -1.0}, {"weight_decay": -0.1}, {"warmup": -1}, {"betas": (0.9, 1.0)}]
+)
+def test_a_wrong_value_is_named(wrong: dict) -> None:
+    with pytest.raises(UserError, match=f"optimizer.{next(iter(wrong))} is"):
+        OptimizerConfig(**wrong)

@@ -1,0 +1,70 @@
+"""Bad input at the command line: exit code 2, one line that names the field, nothing written."""
+
+from pathlib import Path
+
+import pytest
+
+from neuralmem.training.cli import main
+
+TINY = str(Path(__file__).parents[2] / "configs" / "tiny" / "mag.yaml")
+MISSPELT = "model: {widht: 64}\n"
+BROKEN = "model: {width: [1\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--model.depht", "4"], "--model.depht is not an option; did you mean '--model.depth'?"),
+        (["--trainer.max_step", "3"], "--trainer.max_step is not an option; did you mean '--trainer.max_steps'?"),
+        (["--data.sequence_lenght", "8"], "data has no field 'sequence_lenght'; did you mean 'sequence_length'?"),
+        (["--model.depth", "four"], "model.depth is 'four'; it must be an integer"),
+        (["--model.depth", "0"], "model.depth is 0; it must be a positive integer"),
+        (["--model.depth"], "--model.depth needs a value"),
+        (["--model.attention.window", "x"], "model.attention.window is 'x'; it must be an integer or null"),
+        (["--model.attention.backend", "flash_atn"], "did you mean 'flash_attn'?"),
+        (["--model.pattern", "[titans_mc]"], "did you mean 'titans_mac'?"),
+        (["--model.memory.rule", "titan"], "did you mean 'titans'?"),
+        (["--model.vocab_size", "9"], "model.vocab_size cannot be set, it follows from data"),
+        (["--optimizer.lr", "-1"], "optimizer.lr is -1.0; it must be a positive number"),
+        (["--optimizer.schedule", "cosin"], "did you mean 'cosine'?"),
+        (["--checkpoint.every", "0"], "checkpoint.every is 0; it must be a positive integer"),
+        (["--tokens_per_step", "200"], "tokens_per_step is 200; it must be a multiple of 192"),
+        (["--data", "TextDta"], "did you mean 'TextData'?"),
+        (["--data.tokenizer", "byts"], "did you mean 'bytes'?"),
+        (["--data.source", "no/such/folder"], "no/such/folder"),
+        (["--ckpt_path", "nothing.ckpt"], "ckpt_path is 'nothing.ckpt', which is no file"),
+        (["--config", "nothing.yaml"], "config is 'nothing.yaml', which is no file"),
+        (["--config", "misspelt.yaml"], "model has no field 'widht'; did you mean 'width'?"),
+        (["--config", "broken.yaml"], "config broken.yaml: line 2: no YAML"),
+        (["--config", "list.yaml"], "config list.yaml holds a list; it must be a mapping"),
+        (["--trainer.accelerator", "cuda", "--trainer.devices", "99"], "error:"),
+        (["--trainer.max_time", "10"], "DD:HH:MM:SS"),
+        (["stray"], "'stray' is not an option"),
+    ],
+)
+def test_one_line_and_nothing_written(
+    options: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = {"misspelt.yaml": MISSPELT, "broken.yaml": BROKEN, "list.yaml": "[a]\n"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert main(["--config", TINY, *options]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert said.err.startswith("error: ")
+    assert line in said.err
+    assert {file.name for file in tmp_path.iterdir()} == set(files)
+
+
+def test_no_data_is_a_missing_config(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--model.depth", "2"]) == 2
+    assert "error: data is missing; give it in a --config file" in capsys.readouterr().err
+
+
+def test_debug_shows_where_it_came_from(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--config", TINY, "--model.depth", "0", "--debug"]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert said.strip().splitlines()[-1] == "error: model.depth is 0; it must be a positive integer"

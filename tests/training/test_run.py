@@ -1,0 +1,112 @@
+"""What a run does and leaves behind, with the command line in this process."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from neuralmem.models.checkpoint import load
+from neuralmem.training.cli import main
+from neuralmem.training.logs import read_metrics
+
+Train = Callable[..., Path]
+
+
+def losses(run: Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(run / "metrics.csv")]
+
+
+def weights(run: Path) -> bytes:
+    return (run / "model.safetensors").read_bytes()
+
+
+def test_a_run_leaves_a_folder_that_needs_no_lightning(train: Train) -> None:
+    run = train("mag", "a")
+    names = {"config.json", "model.safetensors", "tokenizer.json", "manifest.json", "config.yaml", "data.json"}
+    assert names | {"metrics.csv", "loss.png", "checkpoints", "tensorboard"} <= {file.name for file in run.iterdir()}
+    model, tokenizer = load(run)
+    logits, _ = model(torch.tensor([tokenizer.encode("def f(x):")]))
+    assert logits.isfinite().all()
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((run / "data.json").read_text())["class_path"].endswith("TextData")
+    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"] == 10
+    assert sorted(file.name for file in (run / "checkpoints").iterdir()) == ["step=10.ckpt", "step=5.ckpt"]
+
+
+def test_memory_health_is_logged_per_layer(train: Train) -> None:
+    last = read_metrics(train("mag", "a") / "metrics.csv")[-1]
+    for layer in (0, 1):
+        for name in ("surprise", "theta", "eta", "alpha", "state_norm"):
+            assert last[f"layers.{layer}.memory/{name}"] > 0
+    assert {"step", "loss", "lr", "gradient_norm", "tokens", "tokens_per_second"} <= last.keys()
+
+
+def test_the_saved_configuration_gives_the_same_run(train: Train, tmp_path: Path) -> None:
+    first = train("lmm", "a", "--trainer.max_steps", "3")
+    assert main(["--config", str(first / "config.yaml"), "--run", str(tmp_path / "b")]) == 0
+    assert weights(first) == weights(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        ("mac", []),
+        ("lmm", ["--data.carry", "true"]),
+        ("lmm", ["--data.num_workers", "2"]),
+        ("lmm", ["--tokens_per_step", "384"]),
+        ("transformer", ["--trainer.val_check_interval", "3", "--data.validation.batches", "2"]),
+        ("recall", []),
+    ],
+    ids=["plain", "carried memory", "two workers", "accumulation", "validation", "curriculum"],
+)
+def test_a_resumed_run_is_the_uninterrupted_one(train: Train, config: str, options: list[str]) -> None:
+    whole = train(config, "whole", *options)
+    half = train(config, "half", *options, "--ckpt_path", str(whole / "checkpoints" / "step=5.ckpt"))
+    assert losses(half) == losses(whole)[5:]
+    assert weights(half) == weights(whole)
+
+
+def test_last_goes_on_in_the_same_folder(train: Train, capsys: pytest.CaptureFixture) -> None:
+    whole = train("transformer", "whole")
+    part = train("transformer", "part", "--ckpt_path", "last")
+    assert "no checkpoint in part" in capsys.readouterr().err
+    (part / "checkpoints" / "step=10.ckpt").unlink()
+    train("transformer", "part", "--ckpt_path", "last")
+    assert losses(part) == losses(whole)
+    assert weights(part) == weights(whole)
+
+
+def test_a_curriculum_advances_and_says_so(train: Train, capsys: pytest.CaptureFixture) -> None:
+    run = train("recall", "a", "--mastery.steps", "2")
+    assert "stage 1 of 2 mastered" in capsys.readouterr().err
+    assert [row["stage"] for row in read_metrics(run / "metrics.csv")][-1] == 2
+    assert "answers" in read_metrics(run / "metrics.csv")[-1]
+
+
+def test_a_time_budget_ends_the_run_and_its_schedule(train: Train) -> None:
+    run = train("transformer", "a", "--trainer.max_steps", "-1", "--trainer.max_time", "00:00:00:03")
+    rows = read_metrics(run / "metrics.csv")
+    assert len(rows) > 10
+    assert rows[-1]["lr"] < 0.15 * max(row["lr"] for row in rows)
+
+
+def test_tokens_per_step_sets_accumulation(train: Train) -> None:
+    rows = read_metrics(
+        train("transformer", "a", "--tokens_per_step", "576", "--trainer.max_steps", "2") / "metrics.csv"
+    )
+    assert 480 < rows[0]["tokens"] <= 576
+
+
+def test_the_command_line_wins_over_the_checkpoint(train: Train, capsys: pytest.CaptureFixture) -> None:
+    run = train("transformer", "a", "--trainer.max_steps", "5")
+    other = ["--config", str(run / "config.yaml"), "--run", "b", "--model.depth", "3", "--trainer.max_steps", "6"]
+    assert main([*other, "--ckpt_path", str(run / "checkpoints" / "step=5.ckpt")]) == 2
+    assert "is of another model: Missing key(s)" in capsys.readouterr().err
+
+
+def test_only_the_newest_checkpoints_are_kept(train: Train) -> None:
+    run = train("transformer", "a", "--checkpoint.every", "2", "--checkpoint.keep", "2")
+    assert sorted(file.name for file in (run / "checkpoints").iterdir()) == ["step=10.ckpt", "step=8.ckpt"]
