@@ -2,8 +2,9 @@
 
 model, tokenizer = nm.load("runs/quickstart")
 state = model.init_state(batch_size=1)
-for tokens in tokenizer.stream("war_and_peace.txt", length=4096):
-    logits, state = model(tokens, state)
+with torch.no_grad():
+    for tokens in tokenizer.stream("war_and_peace.txt", length=4096):
+        logits, state = model(tokens, state)
 """
 
 from neuralmem import ops

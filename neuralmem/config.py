@@ -4,9 +4,10 @@ Special here: one definition serves all three doors, every field says its meanin
 when the config is built, with the field's full name and what is allowed.
 """
 
+import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from neuralmem.errors import UserError, nearest
 
@@ -36,11 +37,9 @@ class AttentionConfig:
     backend: AttentionBackend = "auto"
 
     def __post_init__(self) -> None:
-        _positive("attention", self, "heads", "segment", "rotary_base")
-        if self.window is not None:
-            _positive("attention", self, "window")
-        _at_least("attention", self, "persistent_tokens", 0)
-        _choice("attention", self, "backend", AttentionBackend)
+        _check("attention", self, positive=("heads", "window", "segment", "rotary_base"))
+        if self.persistent_tokens < 0:
+            raise UserError(f"attention.persistent_tokens is {self.persistent_tokens}; it must not be negative")
 
 
 @dataclass(frozen=True)
@@ -91,12 +90,17 @@ class MemoryConfig:
     backend: OpBackend = "auto"
 
     def __post_init__(self) -> None:
-        _positive("memory", self, "heads", "depth", "expansion", "chunk_size", "convolution", "theta_max")
-        for name in ("head_width", "checkpoint_every"):
-            if getattr(self, name) is not None:
-                _positive("memory", self, name)
-        _choice("memory", self, "activation", Activation)
-        _choice("memory", self, "backend", OpBackend)
+        counts = (
+            "heads",
+            "head_width",
+            "depth",
+            "expansion",
+            "chunk_size",
+            "convolution",
+            "theta_max",
+            "checkpoint_every",
+        )
+        _check("memory", self, positive=counts)
 
 
 @dataclass(frozen=True)
@@ -131,9 +135,9 @@ class ModelConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        _positive("model", self, "vocab_size", "width", "depth", "feed_forward", "norm_eps")
-        if not isinstance(self.pattern, (list, tuple)) or not self.pattern:
-            raise UserError(f"model.pattern is {self.pattern!r}; it must name at least one layer")
+        _check("model", self, positive=("vocab_size", "width", "depth", "feed_forward", "norm_eps"))
+        if not self.pattern:
+            raise UserError("model.pattern is []; it must name at least one layer")
         object.__setattr__(self, "pattern", list(self.pattern))
 
     def to_dict(self) -> dict[str, Any]:
@@ -172,22 +176,39 @@ def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
         raise UserError(f"{where}.{missing[0]} is missing" if missing else f"{where}: {error}") from None
 
 
-def _positive(where: str, config: Any, *names: str) -> None:
-    for name in names:
-        value, kind = getattr(config, name), {f.name: f.type for f in fields(config)}[name]
-        whole = "float" not in str(kind)
-        right_type = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        if not right_type or not value > 0:
-            raise UserError(f"{where}.{name} is {value!r}; it must be a positive {'integer' if whole else 'number'}")
+def _check(where: str, config: Any, positive: tuple[str, ...]) -> None:
+    """Refuse a value of the wrong type, and one that must be positive and is not."""
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if not _is(value, kind):
+            allowed = get_args(kind) if get_origin(kind) is Literal else ()
+            raise UserError(f"{where}.{name} is {value!r}; it must be {_describe(kind)}{nearest(value, allowed)}")
+        if name in positive and value is not None and not value > 0:
+            raise UserError(f"{where}.{name} is {value!r}; it must be positive")
 
 
-def _at_least(where: str, config: Any, name: str, least: int) -> None:
-    value = getattr(config, name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"{where}.{name} is {value!r}; it must be an integer of at least {least}")
+def _is(value: Any, kind: Any) -> bool:
+    origin = get_origin(kind)
+    if origin is Literal:
+        return value in get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(_is(value, part) for part in get_args(kind))
+    if origin is list:
+        return isinstance(value, (list, tuple)) and all(_is(x, get_args(kind)[0]) for x in value)
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
-def _choice(where: str, config: Any, name: str, kind: Any) -> None:
-    value, allowed = getattr(config, name), get_args(kind)
-    if value not in allowed:
-        raise UserError(f"{where}.{name} is {value!r}; it must be one of {', '.join(allowed)}{nearest(value, allowed)}")
+def _describe(kind: Any) -> str:
+    origin = get_origin(kind)
+    if origin is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(part) for part in get_args(kind))
+    if origin is list:
+        return "a list of names"
+    if is_dataclass(kind):
+        return f"a {getattr(kind, '__name__', kind)}"
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return names.get(kind, str(kind))

@@ -1,7 +1,7 @@
 """Look at numbers inside a model while it runs, without changing it.
 
-Special: nothing is stored on a module. Code that has something worth seeing calls `observe`; outside a `recording` that is
-one comparison. Names are the module's path in the model, a slash, and what was observed: "layers.0.memory/theta".
+Special: nothing is stored on a module. Code that has something worth seeing calls `observe`; outside a `recording` that
+is one comparison. Names are the module's path in the model, a slash, and what was observed: "layers.0.memory/theta".
 """
 
 from collections import defaultdict
@@ -18,7 +18,8 @@ _recorder: ContextVar["Recorder | None"] = ContextVar("neuralmem_recorder", defa
 class Recorder:
     """Collects means per name; `means()` returns them as plain floats."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, attached: bool = False) -> None:
+        self.attached = attached
         self.paths = {module: path for path, module in model.named_modules()}
         self.scope: list[str] = []
         self.values: dict[str, list[Tensor]] = defaultdict(list)
@@ -27,10 +28,19 @@ class Recorder:
         """The mean of everything observed under each name."""
         return {name: torch.stack(values).mean().item() for name, values in self.values.items()}
 
+    def total(self, name: str) -> Tensor | None:
+        """The sum over all modules of the means of what they observed as `name`, or None if none did."""
+        found = [torch.stack(values).mean() for path, values in self.values.items() if path.split("/")[-1] == name]
+        return torch.stack(found).sum() if found else None
+
 
 @contextmanager
-def recording(model: nn.Module) -> Iterator[Recorder]:
+def recording(model: nn.Module, attached: bool = False) -> Iterator[Recorder]:
     """Record what `model` observes about itself inside the block.
+
+    Args:
+        model: its modules give the names
+        attached: keep the gradient, to make what is observed part of a loss
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -39,7 +49,7 @@ def recording(model: nn.Module) -> Iterator[Recorder]:
         >>> record.means()
         {'/size': 2.0}
     """
-    recorder = Recorder(model)
+    recorder = Recorder(model, attached)
     token = _recorder.set(recorder)
     try:
         yield recorder
@@ -69,7 +79,8 @@ def active() -> bool:
 def observe(name: str, value: Tensor) -> None:
     """Record the mean of `value` under `name`, if anybody is recording."""
     recorder = _recorder.get() if active() else None
-    if recorder is None or not value.numel():
+    # Outside every module is where a checkpointed chunk is computed again: it was seen before.
+    if recorder is None or not recorder.scope or not value.numel():
         return
-    path = recorder.scope[-1] if recorder.scope else ""
-    recorder.values[f"{path}/{name}"].append(value.detach().float().mean())
+    path = recorder.scope[-1]
+    recorder.values[f"{path}/{name}"].append((value if recorder.attached else value.detach()).float().mean())

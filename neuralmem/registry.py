@@ -1,4 +1,4 @@
-"""The file name is the registry: `rule: titans` is `neuralmem/memory/titans.py`, `pattern: [titans_mac]` a file in `layers/`.
+"""The file name is the registry: `rule: titans` is memory/titans.py, `pattern: [titans_mac]` layers/titans_mac.py.
 
 Special: there is no list to maintain, and a name from a config or a downloaded checkpoint can reach these folders only.
 Files that begin with an underscore are shared parts, not choices.

@@ -1,14 +1,14 @@
 """What a model has read, as a value: passed in, returned, never stored on a module, never changed in place.
 
-Special: a state is a frozen dataclass of tensors with the batch first, so that cloning, moving, selecting rows and saving
-are written once, here, for every layer and rule. Files are safetensors with a sha256; nothing is unpickled.
+Special: a state is a frozen dataclass of tensors with the batch first, so that cloning, moving, selecting rows and
+saving are written once, here, for every layer and rule. Files are safetensors with a sha256; nothing is unpickled.
 """
 
 import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -75,7 +75,7 @@ class State:
         if identity is None:
             raise UserError("state has no model to be saved with; save the state that the model returned")
         tensors = {name: x.detach().cpu().contiguous().clone() for name, x in self.items()}
-        metadata = {"format": FORMAT, "sha256": _digest(tensors), **identity}
+        metadata = {"format": FORMAT, "sha256": _digest(tensors, identity), **identity}
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -98,20 +98,29 @@ class State:
         """
         tensors, metadata = _read(Path(path))
         _same_model(path, metadata, model.identity())
-        template = model.init_state(len(tensors["position"]))
-        expected = dict(template.items())
-        if names := sorted(expected.keys() ^ tensors.keys()):
-            raise UserError(f"{path}: tensor {names[0]!r} is {'missing' if names[0] in expected else 'unknown'}")
-        for name, x in expected.items():
-            given = tensors[name]
-            # An axis that is empty in a fresh state is one that grows: the cache of full attention.
-            same = given.ndim == x.ndim and all(a in (b, 0) for a, b in zip(x.shape, given.shape, strict=True))
-            if not same or given.dtype != x.dtype:
-                raise UserError(
-                    f"{path}: {name} is {given.dtype}{list(given.shape)}; the model has {x.dtype}{list(x.shape)}"
-                )
-        found = iter([tensors[name].to(x.device) for name, x in expected.items()])
+        template = model.init_state(len(tensors.get("position", ())))
+        check_layout(f"state {path}", tensors, template)
+        found = iter([tensors[name].to(x.device) for name, x in template.items()])
         return template.map(lambda _: next(found))
+
+
+def check_layout(source: str, tensors: Mapping[str, Tensor], template: State) -> None:
+    """Refuse tensors that are not named, shaped and typed like a fresh state of the same batch size.
+
+    Raises:
+        UserError: naming the source and the first tensor that does not fit.
+    """
+    expected = dict(template.items())
+    if names := sorted(expected.keys() ^ tensors.keys()):
+        raise UserError(f"{source}: tensor {names[0]!r} is {'missing' if names[0] in expected else 'unknown'}")
+    for name, x in expected.items():
+        given = tensors[name]
+        # An axis that is empty in a fresh state is one that grows: the cache of full attention.
+        same = given.ndim == x.ndim and all(a in (b, 0) for a, b in zip(x.shape, given.shape, strict=True))
+        if not same or given.dtype != x.dtype:
+            raise UserError(
+                f"{source}: {name} is {given.dtype}{list(given.shape)}; the model has {x.dtype}{list(x.shape)}"
+            )
 
 
 def choose(rows: Tensor, yes: S, no: S) -> S:
@@ -140,8 +149,8 @@ def _items(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
             yield from _items(x, f"{name}.{i}")
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: dict[str, Tensor], identity: Mapping[str, str | None]) -> str:
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
     for name in sorted(tensors):
         x = tensors[name].contiguous()
         digest.update(f"{name} {x.dtype} {list(x.shape)}".encode())
@@ -158,9 +167,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
     except (SafetensorError, OSError) as error:
         raise UserError(f"state {path} cannot be read as safetensors: {error}") from None
-    if metadata.get("format") != FORMAT or "position" not in tensors:
+    if metadata.get("format") != FORMAT:
         raise UserError(f"{path} is not a neuralmem state: format is {metadata.get('format')!r}, not {FORMAT!r}")
-    if _digest(tensors) != metadata.get("sha256"):
+    identity = {name: text for name, text in metadata.items() if name not in ("format", "sha256")}
+    if _digest(tensors, identity) != metadata.get("sha256"):
         raise UserError(f"state {path} is damaged: its content does not match its sha256")
     return tensors, metadata
 

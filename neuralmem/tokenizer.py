@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -193,8 +193,8 @@ def train_bpe(
         texts: training texts, read once
         vocab_size: symbols at most, of which 257 are the bytes and the end-of-document token
         split_digits: every digit is a token of its own, so that numbers are spelled the same everywhere
-        split_words: spaces are tokens of their own, so that a word is spelled the same after a space, a line break or
-            a sign; costs about a third more tokens
+        split_words: spaces before words are tokens of their own, so that a word is spelled the same after a space, a
+            line break or a sign; costs about a third more tokens
 
     Raises:
         UserError: `vocab_size` is below 257, or there is no text.
@@ -208,9 +208,13 @@ def train_bpe(
     if (first := next(texts, None)) is None:
         raise UserError("texts: no text to train a tokenizer on")
     hf = HfTokenizer(models.BPE())
-    steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if split_digits else []
+    steps: list[Any] = []
     if split_words:
-        steps.append(pre_tokenizers.Split(Regex(r"\p{L}+|\p{N}+| +|\s|[^\s\p{L}\p{N}]"), "isolated"))
+        number = r" ?\p{N}" if split_digits else r" ?\p{N}+"
+        texts = chain(texts, ["".join(f" {digit}" for digit in range(10)) * 3000])  # each " 0" to " 9" becomes a token
+        steps.append(pre_tokenizers.Split(Regex(rf"\p{{L}}+|{number}| +|\s|[^\s\p{{L}}\p{{N}}]"), "isolated"))
+    elif split_digits:
+        steps.append(pre_tokenizers.Digits(individual_digits=True))
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not split_words))
     hf.pre_tokenizer, hf.decoder = pre_tokenizers.Sequence(steps), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()

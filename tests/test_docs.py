@@ -124,6 +124,13 @@ def test_blocks_say_what_they_are(document: Path) -> None:
         assert kind in ("python", "text", "yaml"), f"{document.name}: {kind!r} in front of {block[:40]!r}"
 
 
+def test_results_have_their_place() -> None:
+    text = (ROOT / "README.md").read_text()
+    start, end = "<!-- results:start -->", "<!-- results:end -->"
+    assert text.count(start) == text.count(end) == 1
+    assert text.index(start) < text.index(end)
+
+
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder as the documents assume it, which is the current one."""

@@ -47,17 +47,27 @@ class NeedleFormat:
     keys_held_out: float = 0.1
 
     def question(self, key: str) -> str:
-        """-> the text of a fact up to its value.
+        """-> the text of a fact up to its value, spaces before the value left to the answer.
 
         Example:
-            >>> NeedleFormat().question("word")
-            '@word='
+            >>> NeedleFormat("@{key} {value}\n").question("word")
+            '@word'
         """
-        return self.fact.partition("{value}")[0].format(key=key)
+        return self.fact.partition("{value}")[0].rstrip(" ").format(key=key)
 
     def answer(self, value: int) -> str:
-        """-> the value and what follows it."""
-        return f"{value:0{self.digits}d}" + self.fact.partition("{value}")[2]
+        """-> the value with the spaces before it and what follows it.
+
+        Example:
+            >>> NeedleFormat("@{key} {value}\n").answer(7)
+            ' 007\n'
+        """
+        before, _, after = self.fact.partition("{value}")
+        return " " * (len(before) - len(before.rstrip(" "))) + self.number(value) + after
+
+    def number(self, value: int) -> str:
+        """-> the value alone, with leading zeros."""
+        return f"{value:0{self.digits}d}"
 
     def is_held_out(self, key: str, value: int) -> bool:
         """Whether a pair belongs to validation."""
@@ -221,7 +231,8 @@ class Needles(Curriculum):
         """Facts are put together from their parts' tokens: refuse a format where that is not what `encode` gives."""
         if "{key}" not in self.form.fact or "{value}" not in self.form.fact.partition("{key}")[2]:
             raise UserError(f"form.fact: {self.form.fact!r} given; it needs {{key}} and, behind it, {{value}}")
-        self._tail = len(self._answer(0)) - len(self.tokenizer.encode(f"{0:0{self.form.digits}d}"))
+        after = self.form.fact.partition("{value}")[2]
+        self._tail = len(self._answer(0)) - len(self.tokenizer.encode(self.form.answer(0).removesuffix(after)))
         for i, key in enumerate(islice(self.keys, 32)):
             value = i * 7919 % 10**self.form.digits
             parts = [*self._question(key), *self._answer(value)]

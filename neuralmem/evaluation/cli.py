@@ -38,6 +38,9 @@ A run that was stopped goes on where it was when the same command is given again
 """
 
 
+HAYSTACKS = ("builtin", "stdlib", "grammar", "noise", "file:PATH")  # `haystack.NAMES`, without importing torch
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that raises instead of printing its usage and leaving."""
 
@@ -93,7 +96,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise
     known = [name for action in parser._actions for name in action.option_strings]
     _refuse_unknown(unknown, known)
-    for name in ("samples", "stream_chunk", "batch_size", "max_new_tokens", "threads"):
+    for name in ("stream_chunk", "batch_size", "max_new_tokens", "threads"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
@@ -111,47 +114,21 @@ def niah_parser() -> Parser:
     )
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="RUN", help="folder of a saved model")
-    add("--tasks", metavar="LIST", default="recall", help="separated by commas (recall)")
-    add(
-        "--lengths",
-        metavar="LIST",
-        default="1k,4k,16k",
-        help="tokens: 4096, 4k, 1m, or 16x for 16 times the training length (1k,4k,16k)",
-    )
-    add(
-        "--depths",
-        metavar="LIST",
-        default=None,
-        help="percents, or random (0,25,50,75,100; random for RULER's protocols)",
-    )
-    add("--samples", metavar="N", type=int, default=50, help="per task, haystack and length (50)")
-    add("--seed", metavar="N", type=int, default=42, help="same seed, same prompts (42)")
-    add(
-        "--protocol",
-        metavar="NAME",
-        default="exact",
-        help="how long a prompt is: exact, ruler2024, ruler2025, lm-eval (exact)",
-    )
-    add(
-        "--haystack",
-        metavar="LIST",
-        default="",
-        help="builtin, stdlib, grammar, noise, file:PATH (noise for s-niah-pk, else builtin)",
-    )
-    add("--ablate", metavar="LIST", default="none", help="controls on the same prompts: none,frozen,off,reset (none)")
-    add(
-        "--max-new-tokens",
-        metavar="N",
-        type=int,
-        default=None,
-        help="length of the answer (128; recall: as long as its values)",
-    )
-    add("--out", default=None, metavar="DIR", help="where results go (RUN/niah)")
-    add("--stream-chunk", metavar="N", type=int, default=4096, help="tokens read per call, at most (4096)")
-    add("--batch-size", metavar="N", type=int, default=16, help="prompts read together (16)")
-    add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, ... (auto)")
+    add("--tasks", default="recall", metavar="LIST", help="separated by commas (recall)")
+    add("--lengths", metavar="LIST", help="tokens: 4096, 4k, 1m, or 16x the training length (1x,16x,64x)")
+    add("--samples", metavar="LIST", help="per task and haystack: one number, or one per length (250,250,65)")
+    add("--depths", metavar="LIST", help="percents, or random (0,25,50,75,100; random for RULER's protocols)")
+    add("--ablate", metavar="LIST", help="controls, of none,frozen,off,reset (all where there is a memory)")
+    add("--protocol", default="exact", metavar="NAME", help="length rule: exact, ruler2024, ruler2025, lm-eval (exact)")
+    add("--haystack", default="", metavar="LIST", help=f"{', '.join(HAYSTACKS)} (as trained on; noise for s-niah-pk)")
+    add("--seed", type=int, default=42, metavar="N", help="same seed, same prompts (42)")
+    add("--max-new-tokens", type=int, metavar="N", help="length of the answer (128; recall: as long as its values)")
+    add("--out", metavar="DIR", help="where results go (RUN/niah)")
+    add("--stream-chunk", type=int, default=4096, metavar="N", help="tokens read per call, at most (4096)")
+    add("--batch-size", type=int, default=16, metavar="N", help="prompts read together (16)")
+    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, ... (auto)")
     add("--dtype", default="float32", choices=["float32", "bfloat16", "float64"], help="of the weights (float32)")
-    add("--threads", metavar="N", type=int, default=None, help="CPU threads (as torch does)")
+    add("--threads", type=int, metavar="N", help="CPU threads (as torch does)")
     add("--debug", action="store_true", help="show where an error comes from")
     return parser
 

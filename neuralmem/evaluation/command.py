@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from rich.text import Text
 
 from neuralmem.errors import UserError, nearest
 from neuralmem.evaluation.heatmap import write_heatmaps
-from neuralmem.evaluation.lengths import parse_depths, parse_lengths
+from neuralmem.evaluation.lengths import parse_depths, parse_lengths, parse_samples
 from neuralmem.evaluation.niah import DEPTHS, Settings, run
 from neuralmem.evaluation.prompts import find_task
 from neuralmem.evaluation.protocols import PROTOCOLS
@@ -54,12 +54,18 @@ def evaluate(options: argparse.Namespace) -> None:
     if tokenizer is None:
         raise UserError(f"--checkpoint: {folder} has no tokenizer.json")
     model = model.to(getattr(torch, options.dtype))
+    if options.ablate is None and model.has_memory:
+        settings = replace(settings, ablations=ABLATIONS)
     subject = describe(model, tokenizer, folder, options.dtype, device)
     out = Path(options.out) if options.out else folder / "niah"
-    remember(out, settings)
+    refuse_other_answers(out, settings)
     with progress_bar() as (plan, advance):
-        reader = Reader(model, tokenizer, options.stream_chunk, advance)
-        rows = run(settings, reader, subject, out, training, plan)
+
+        def begin(tokens: int) -> None:
+            write_settings(out, settings)
+            plan(tokens)
+
+        rows = run(settings, Reader(model, tokenizer, options.stream_chunk, advance), subject, out, training, begin)
     print_table(summarise(rows), str(folder))
     write_whole(out / "table.csv", to_csv(rows, settings.grid))
     for path in [out / "rows.jsonl", out / "table.csv", *write_heatmaps(rows, settings.grid, out, folder.name)]:
@@ -71,17 +77,21 @@ def make_settings(options: argparse.Namespace, training: TrainingData) -> Settin
     exact = options.protocol == "exact"
     depths = options.depths or (",".join(f"{depth:g}" for depth in DEPTHS) if exact else "random")
     found = parse_depths(depths)
+    known = training.length is not None
     return Settings(
         tasks=tuple(find_task(name) for name in _list(options.tasks, "--tasks")),
-        lengths=tuple(parse_lengths(options.lengths, training.length)),
+        lengths=tuple(parse_lengths(options.lengths or ("1x,16x,64x" if known else "1k,4k,16k"), training.length)),
         depths=None if found is None else tuple(found),
-        samples=options.samples,
+        samples=parse_samples(options.samples or ("250,250,65" if known and not options.lengths else "50")),
         seed=options.seed,
         protocol=_one_of(options.protocol, PROTOCOLS, "--protocol"),
         haystacks=tuple(_list(options.haystack, "--haystack")) if options.haystack else (),
         ablations=tuple(
             dict.fromkeys(
-                ("none", *(_one_of(name, ABLATIONS, "--ablate") for name in _list(options.ablate, "--ablate")))
+                (
+                    "none",
+                    *(_one_of(name, ABLATIONS, "--ablate") for name in _list(options.ablate or "none", "--ablate")),
+                )
             )
         ),
         max_new_tokens=options.max_new_tokens,
@@ -97,22 +107,29 @@ def describe(model: Any, tokenizer: Any, folder: Path, dtype: str, device: torch
     return Subject(model.reach, tokenizer.fingerprint, weights, chunk, chunk, dtype, str(device))
 
 
-def remember(out: Path, settings: Settings) -> None:
-    """Write the settings beside the rows; rows with answers of another length are not gone on with.
+def refuse_other_answers(out: Path, settings: Settings) -> None:
+    """Rows with answers of another length are not gone on with.
 
     Raises:
-        UserError: the folder holds such rows, or cannot be written.
+        UserError: the folder holds such rows.
     """
     path = out / "settings.json"
-    if path.exists():
-        before = json.loads(path.read_text()).get("max_new_tokens")
-        if before != settings.max_new_tokens:
-            raise UserError(
-                f"--max-new-tokens is {settings.max_new_tokens}, {out} has results with {before}; give another --out"
-            )
+    before = json.loads(path.read_text())["max_new_tokens"] if path.is_file() else settings.max_new_tokens
+    if before != settings.max_new_tokens:
+        raise UserError(
+            f"--max-new-tokens is {settings.max_new_tokens}, {out} has results with {before}; give another --out"
+        )
+
+
+def write_settings(out: Path, settings: Settings) -> None:
+    """Make the folder and write the settings into it.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(asdict(settings), indent=2) + "\n")
+        write_whole(out / "settings.json", json.dumps(asdict(settings), indent=2) + "\n")
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written: {error.strerror}") from None
 

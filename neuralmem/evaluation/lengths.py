@@ -1,4 +1,4 @@
-"""Lengths and depths as one writes them on a command line."""
+"""Lengths, depths and numbers of samples as one writes them on a command line."""
 
 import re
 
@@ -22,7 +22,7 @@ def parse_lengths(text: str, train_length: int | None = None) -> list[int]:
         ([1000, 4096, 1048576], [256, 4096])
     """
     lengths = set()
-    for part in _parts(text):
+    for part in _parts(text, "--lengths"):
         found = re.fullmatch(r"(\d+)([kmx]?)", part.lower())
         if not found or not int(found[1]):
             raise UserError(
@@ -37,6 +37,19 @@ def parse_lengths(text: str, train_length: int | None = None) -> list[int]:
     return sorted(lengths)
 
 
+def parse_samples(text: str) -> tuple[int, ...]:
+    """Samples per length, in ascending order of the lengths.
+
+    Example:
+        >>> parse_samples("200,200,50")
+        (200, 200, 50)
+    """
+    for part in _parts(text, "--samples"):
+        if not part.isdecimal() or not int(part):
+            raise UserError(f"--samples: {part!r} is no number of samples; write 50, or 200,200,50 for one per length")
+    return tuple(map(int, _parts(text, "--samples")))
+
+
 def parse_depths(text: str) -> list[float] | None:
     """Depths in percent, in ascending order, or None for the protocol's own places ("random").
 
@@ -47,7 +60,7 @@ def parse_depths(text: str) -> list[float] | None:
     if text.strip() == "random":
         return None
     depths = set()
-    for part in _parts(text):
+    for part in _parts(text, "--depths"):
         try:
             depth = float(part.removesuffix("%"))
         except ValueError:
@@ -60,8 +73,8 @@ def parse_depths(text: str) -> list[float] | None:
     return sorted(depths)
 
 
-def _parts(text: str) -> list[str]:
+def _parts(text: str, option: str) -> list[str]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
-        raise UserError("an empty list; give at least one value, separated by commas")
+        raise UserError(f"{option} is empty; give at least one value, separated by commas")
     return parts

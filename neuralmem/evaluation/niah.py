@@ -35,7 +35,7 @@ class Settings:
         tasks: which tasks
         lengths: nominal lengths in tokens
         depths: percents, gone round by the samples; None: where the protocol puts needles
-        samples: per task, haystack and length
+        samples: per task and haystack, for each length in ascending order; the last one for all further lengths
         seed: same seed, same prompts
         protocol: one of `protocols.PROTOCOLS`
         haystacks: names; empty: noise for s-niah-pk, the built-in corpus for the others
@@ -47,13 +47,22 @@ class Settings:
     tasks: tuple[Task, ...]
     lengths: tuple[int, ...]
     depths: tuple[float, ...] | None = DEPTHS
-    samples: int = 50
+    samples: tuple[int, ...] = (50,)
     seed: int = 42
     protocol: str = "exact"
     haystacks: tuple[str, ...] = ()
     ablations: tuple[str, ...] = ("none",)
     max_new_tokens: int | None = None
     batch_size: int = 16
+
+    def count(self, length: int) -> int:
+        """Samples of that length.
+
+        Example:
+            >>> [Settings((), (512, 1024, 2048), samples=(200, 50)).count(n) for n in (512, 1024, 2048)]
+            [200, 50, 50]
+        """
+        return self.samples[min(sorted(self.lengths).index(length), len(self.samples) - 1)]
 
     @property
     def grid(self) -> Grid:
@@ -77,7 +86,7 @@ def run(
         subject: how rows name them
         out: folder, made if needed
         training: what the checkpoint was trained on
-        plan: told how many prompt tokens there are to read in all, before reading begins
+        plan: told how many prompt tokens there are to read in all, before anything is written
 
     Raises:
         UserError: a length that cannot hold its needle, a haystack that does not exist; before anything is read.
@@ -85,13 +94,13 @@ def run(
     todo = list(cells(settings, reader.tokenizer, training))
     for cell, build in todo:
         build(0, _depth(settings, 0), cell.random(0))
+    plan(sum(cell.length * settings.count(cell.length) for cell, _ in todo) * readings(settings.ablations))
     out.mkdir(parents=True, exist_ok=True)
     path = out / "rows.jsonl"
     have = {row.identity: row for row in store.read(path)}
-    plan(sum(cell.length for cell, _ in todo) * settings.samples * readings(settings.ablations))
     found: list[Row] = []
     for cell, build in todo:
-        samples = [build(i, _depth(settings, i), cell.random(i)) for i in range(settings.samples)]
+        samples = [build(i, _depth(settings, i), cell.random(i)) for i in range(settings.count(cell.length))]
         found += _run_cell(samples, settings, reader, subject, path, have)
     return found
 

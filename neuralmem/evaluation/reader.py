@@ -35,7 +35,7 @@ class Answer:
         text: greedy continuation
         log_likelihoods: of the sample's candidates, the true one first
         state_bytes: size of the state after the prompt, for this sample
-        seconds: time spent on it, its share of a batch
+        seconds: its share of the time that its batch took, reading included
     """
 
     ablation: str
@@ -77,10 +77,12 @@ class Reader:
             start = time.perf_counter()
             contexts = [(s.rope, 0, s.question) for s in samples]
             _, read = self._read(contexts, self.model.init_state(len(samples)), mode)
+            reading = time.perf_counter() - start
             for name in wanted:
+                start = time.perf_counter()
                 state = self.model.init_state(len(samples)) if name == "reset" else read
                 answers = self._answer(samples, state, mode, max_new_tokens)
-                seconds = (time.perf_counter() - start) / len(samples)
+                seconds = (reading + time.perf_counter() - start) / len(samples)
                 yield name, [Answer(name, *answer, seconds) for answer in answers]
 
     def _answer(

@@ -147,7 +147,7 @@ def recall_prompts(
                 others.append(other)
         answers = [form.answer(v) for v in (value, *others)]
         spans = {"context": (0, len(rope) - len(question)), "needle": context.spans[0]}
-        return cell.sample(number, rope, spans, key, answers[0][: form.digits], answers)
+        return cell.sample(number, rope, spans, key, form.number(value), answers)
 
     return build
 

@@ -141,8 +141,7 @@ class MemoryRule(Stream):
                 y, kept = self._from_start(q, written, state)
             else:
                 y, kept = self._on_grid(q, written, state, rows)
-            if probe.active():
-                probe.observe("state_norm", torch.stack([w.detach().flatten(2).norm(dim=-1) for w in kept[0]]))
+            self._observe(kept[0])
         return self._leave(y, x), MemoryState(*kept, tails)
 
     def retrieve(self, x: Tensor, state: MemoryState) -> Tensor:
@@ -177,7 +176,12 @@ class MemoryRule(Stream):
         q, written, tails = self._project(x, state.convolution, Rows())
         with probe.inside(self):
             y, fast = self.update(q, written, (state.weights, state.momentum), None, None)
+            self._observe(fast[0])
         return self._leave(y, x), MemoryState(*fast, state.pending, state.filled, tails)
+
+    def _observe(self, weights: Tensors) -> None:
+        if probe.active():
+            probe.observe("state_norm", torch.stack([w.detach().flatten(2).norm(dim=-1) for w in weights]))
 
     @torch.no_grad()
     def _start_with_induction(self) -> None:

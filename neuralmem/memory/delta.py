@@ -31,6 +31,7 @@ class Delta(MemoryRule):
 
     def gates(self, x: Tensor) -> Tensors:
         theta, alpha = self.gate_map(x).to(self.state_dtype).sigmoid().unflatten(-1, (2, self.heads)).unbind(-2)
+        probe.observe("write", theta)
         probe.observe("theta", theta)
         probe.observe("alpha", alpha)
         return theta, alpha

@@ -39,8 +39,6 @@ class Titans(MemoryRule):
         hidden = max(1, round(config.expansion * D))
         widths = [D, *[hidden] * (config.depth - 1), D]
         self.weights = nn.ParameterList(torch.randn(H, out, into) / into**0.5 for into, out in pairwise(widths))
-        with torch.no_grad():
-            self.weights[-1].mul_(0.1)  # M starts near the identity, with a gradient for every layer
         biases = [config.theta_bias, config.alpha_bias] + ([config.eta_bias] if config.momentum else [])
         self.gate_map = nn.Linear(width, len(biases) * H)
         with torch.no_grad():
@@ -60,6 +58,7 @@ class Titans(MemoryRule):
 
     def gates(self, x: Tensor) -> Tensors:
         theta, alpha, *eta = self.gate_map(x).to(self.state_dtype).sigmoid().unflatten(-1, (-1, self.heads)).unbind(-2)
+        probe.observe("write", theta)
         theta = self.theta_max / self.config.chunk_size * theta
         if eta:
             theta = theta * (1 - eta[0])

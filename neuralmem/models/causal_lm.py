@@ -20,7 +20,7 @@ from neuralmem.errors import UserError
 from neuralmem.layers._layer import Layer
 from neuralmem.modules.norm import RMSNorm
 from neuralmem.modules.stream import Rows, Stream
-from neuralmem.state import State
+from neuralmem.state import State, check_layout
 from neuralmem.typing import MemoryMode, Tensor
 
 
@@ -31,16 +31,26 @@ class ModelState(State):
     Args:
         position: Int [B], tokens of the current document so far
         layers: one state per layer
-        model: whose state this is, to be named in a file
+        model: a weak reference to the model whose state this is
+        edition: the model's `edition` when it read
     """
 
     position: Tensor
     layers: tuple[State, ...]
     model: Any = field(default=None, repr=False, compare=False, metadata={"identity": True})
+    edition: int = field(default=0, repr=False, compare=False, metadata={"identity": True})
 
     def identity(self) -> dict[str, str] | None:
-        """Config and a hash of the weights of the model, if it still exists."""
+        """Config and a hash of the weights of the model, if it still exists.
+
+        Raises:
+            UserError: the model was trained on since it read, so that its weights are not those that read.
+        """
         model = self.model and self.model()
+        if model is not None and model.edition != self.edition:
+            raise UserError(
+                "state belongs to earlier weights: the model was changed since it read; save before training"
+            )
         return model and model.identity()
 
 
@@ -88,7 +98,8 @@ class CausalLM(Stream):
             batch_size: samples, each with a memory of its own
         """
         position = torch.zeros(batch_size, dtype=torch.long, device=self.device)
-        return ModelState(position, tuple(layer.init_state(batch_size) for layer in self.layers), weakref.ref(self))
+        layers = tuple(layer.init_state(batch_size) for layer in self.layers)
+        return ModelState(position, layers, weakref.ref(self), self.edition)
 
     def forward(  # type: ignore[override]
         self,
@@ -129,7 +140,14 @@ class CausalLM(Stream):
             states.append(new)
         before = state.position if state is not None else torch.zeros(len(tokens), dtype=torch.long, device=x.device)
         position = rows.carried(before, tokens.shape[1], sys.maxsize)
-        return x, ModelState(position, tuple(states), weakref.ref(self))
+        return x, ModelState(position, tuple(states), weakref.ref(self), self.edition)
+
+    @property
+    def edition(self) -> int:
+        """A number that changes whenever a weight does."""
+        if torch.compiler.is_compiling():
+            return 0
+        return sum(p._version for p in self.parameters() if not p.is_inference())  # those cannot be trained
 
     def identity(self) -> dict[str, str]:
         """What a saved state must match: the config, and a hash of the weights."""
@@ -140,8 +158,8 @@ class CausalLM(Stream):
         return {"config": json.dumps(self.config.to_dict(), sort_keys=True), "weights": digest.hexdigest()}
 
     def _check(self, x: Tensor, state: Any, mask: Tensor | None, reset: Tensor | None, memory: str) -> None:
-        if x.ndim != 2 or x.is_floating_point():
-            raise UserError(f"tokens is {x.dtype}{list(x.shape)}; it must be integers [B, T]")
+        if x.ndim != 2 or x.dtype not in (torch.int64, torch.int32):
+            raise UserError(f"tokens is {x.dtype}{list(x.shape)}; it must be integers [B, T], int64 or int32")
         if not torch.compiler.is_compiling() and x.numel() and x.device.type == "cpu":
             low, high = int(x.min()), int(x.max())
             if low < 0 or high >= self.config.vocab_size:
@@ -150,3 +168,12 @@ class CausalLM(Stream):
                     f"tokens contain {wrong}; ids go from 0 to vocab_size - 1 = {self.config.vocab_size - 1}"
                 )
         super()._check(x, state, mask, reset, memory)
+        if state is not None and not torch.compiler.is_compiling():
+            self._check_state(state)
+
+    def _check_state(self, state: Any) -> None:
+        """Refuse a state that another kind of model made; one of a copy of this model is welcome."""
+        if not isinstance(state, ModelState):
+            raise UserError(f"state is a {type(state).__name__}; it must be one that a CausalLM returned")
+        if state.model is None or state.model() is not self:
+            check_layout("state is of another model", dict(state.items()), self.init_state(len(state.position)))

@@ -73,7 +73,7 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> tuple[Cau
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"checkpoint {folder} does not exist")
-    verify(folder)
+    listed = verify(folder)
     values = json.loads((folder / "config.json").read_text())
     values.pop("format", None)
     config = ModelConfig.from_dict(values)
@@ -89,12 +89,12 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> tuple[Cau
     model.load_state_dict(weights, assign=True)
     if config.tie_embeddings:
         model.head.weight = model.embedding.weight
-    tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
+    tokenizer = load_tokenizer(folder) if "tokenizer.json" in listed else None
     return model.requires_grad_(True).eval(), tokenizer
 
 
-def verify(folder: str | Path) -> None:
-    """Compare every file of a checkpoint with its manifest.
+def verify(folder: str | Path) -> set[str]:
+    """Compare every file of a checkpoint with its manifest and return their names; other files do not belong to it.
 
     Raises:
         UserError: naming the first file that is missing or differs.
@@ -118,6 +118,7 @@ def verify(folder: str | Path) -> None:
             raise UserError(f"{file} is missing")
         if _entry(file) != entries[name]:
             raise UserError(f"{file} is damaged: its size or sha256 is not that of {MANIFEST}")
+    return set(entries)
 
 
 def _entry(file: Path) -> dict[str, Any]:

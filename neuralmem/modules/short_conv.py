@@ -1,7 +1,7 @@
 """Causal depthwise convolution over the last few tokens, with its tail as state (Titans 4.4).
 
-Special: it is a sum of shifted products, one per tap, so that taps can stop at a document's first token and the code is the
-same in a stream, in training and under double backward.
+Special: it is a sum of shifted products, one per tap, so that taps can stop at a document's first token and the code is
+the same in a stream, in training and under double backward.
 """
 
 import math

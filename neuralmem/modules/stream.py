@@ -1,7 +1,7 @@
 """Masks and document starts, handled in one place: every module that keeps a state is a `Stream`.
 
-Special: whatever mask the outermost call gets (pads left, right or between), its real tokens are moved to the left once;
-everything inside sees rows of real tokens that may end early. That is why padding changes nothing.
+Special: whatever mask the outermost call gets (pads left, right or between), its real tokens are moved to the left
+once; everything inside sees rows of real tokens that may end early. That is why padding changes nothing.
 """
 
 from abc import ABC, abstractmethod
@@ -52,7 +52,7 @@ class Rows:
         return joined.gather(1, expand_index(index, joined))
 
     def carried(self, filled: Tensor, total: int, limit: int) -> Tensor:
-        """How many of the last `limit` items belong to the row's last document. filled: Int [B] of it before this call."""
+        """How many of the last `limit` items belong to the row's last document, given Int [B] of before."""
         if self.reset is None:
             count = filled + (total if self.mask is None else self.mask.sum(1))
         else:
@@ -81,7 +81,7 @@ class Stream(nn.Module, ABC):
 
     @abstractmethod
     def advance(self, x: Tensor, state: Any, rows: Rows, memory: MemoryMode) -> tuple[Tensor, Any]:
-        """Read left-aligned rows. `state` None means a fresh one, which lets fast paths skip the state's bookkeeping."""
+        """Read left-aligned rows. `state` None is a fresh one, and lets fast paths skip the state's bookkeeping."""
 
     def forward(
         self,

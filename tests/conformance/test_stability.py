@@ -1,8 +1,8 @@
 """Law 12: at default settings, 64K tokens of anything leave everything finite; a million in `make soak`.
 
-Four texts are read at once, one per row: random, one token repeated, two alternating, and adversarial, whose tokens have
-embeddings a thousand times larger, opposite in turn, in blocks between random ones. Widths are tiny, so that all of it
-takes seconds; settings are those that a user gets by naming only the layer and the rule.
+Four texts are read at once, one per row: random, one token repeated, two alternating, and adversarial, whose tokens
+have embeddings a thousand times larger, opposite in turn, in blocks between random ones. Widths are tiny, so that all
+of it takes seconds; settings are those that a user gets by naming only the layer and the rule.
 """
 
 from typing import Any

@@ -47,7 +47,7 @@ def settings() -> Settings:
     return Settings(
         tasks=(find_task("s-niah-n"),),
         lengths=(1024, 2048),
-        samples=10,
+        samples=(10,),
         haystacks=("grammar",),
         ablations=("none", "frozen", "off", "reset"),
         max_new_tokens=12,

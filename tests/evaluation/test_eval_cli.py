@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
-from neuralmem.evaluation.cli import main
+from neuralmem.evaluation.cli import HAYSTACKS, main, parse
+from neuralmem.evaluation.command import make_settings
+from neuralmem.evaluation.haystack import NAMES
+from neuralmem.evaluation.recall import TrainingData, read_training_data
 from neuralmem.models.causal_lm import CausalLM
 from neuralmem.models.checkpoint import save
 from neuralmem.tokenizer import ByteTokenizer
@@ -78,12 +81,25 @@ def test_a_run_writes_its_files_and_prints_the_table(checkpoint: Path, text_file
     assert {row["chunk_size_eval"] for row in rows} == {16}
 
 
+def test_defaults_are_the_demo(checkpoint: Path) -> None:
+    training = read_training_data(checkpoint)
+    settings = make_settings(parse(["--checkpoint", str(checkpoint)]), training)
+    assert settings.lengths == (256, 4096, 16384)
+    assert [settings.count(length) for length in settings.lengths] == [250, 250, 65]
+    assert [task.name for task in settings.tasks] == ["recall"]
+    bare = make_settings(parse(["--checkpoint", str(checkpoint)]), TrainingData())
+    assert (bare.lengths, bare.samples) == ((1024, 4096, 16384), (50,))
+    mixed = make_settings(parse(["--checkpoint", "x", "--lengths", "4k,1k", "--samples", "9,3"]), training)
+    assert [(n, mixed.count(n)) for n in mixed.lengths] == [(1024, 9), (4096, 3)]
+
+
 def test_help_is_quick_and_has_an_example() -> None:
     start = time.perf_counter()
     result = call("niah", "--help")
     assert time.perf_counter() - start < 10, "2 s on a machine that does nothing else"
     assert result.returncode == 0
     assert "python eval.py niah --checkpoint runs/quickstart" in result.stdout
+    assert HAYSTACKS == NAMES
 
 
 @pytest.mark.parametrize(
@@ -97,8 +113,8 @@ def test_help_is_quick_and_has_an_example() -> None:
         (["--lengths", "32"], "32 tokens is smaller than the needle"),
         (["--lengths", "many"], "--lengths: 'many' is no length"),
         (["--depths", "120"], "--depths: '120' is no depth"),
-        (["--samples", "0"], "--samples is 0; it must be at least 1"),
-        (["--samples", "few"], "--samples: invalid int value: 'few'"),
+        (["--samples", "0"], "--samples: '0' is no number of samples"),
+        (["--samples", "few"], "--samples: 'few' is no number of samples"),
         (["--protocol", "ruler"], "--protocol: 'ruler' is not one of exact, ruler2024, .*did you mean 'ruler20"),
         (["--ablate", "none,froozen"], "--ablate: 'froozen' is not one of .*did you mean 'frozen'"),
         (["--haystack", "grammer"], "no haystack 'grammer'.*did you mean 'grammar'"),
@@ -107,6 +123,7 @@ def test_help_is_quick_and_has_an_example() -> None:
         (["--dtype", "float8"], "--dtype: invalid choice: 'float8'"),
         (["--samples"], "--samples: expected one argument"),
         (["stray"], "stray is not an option"),
+        (["--lengths", "300", "--out", __file__], "--out: .* cannot be written: File exists"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(
@@ -125,7 +142,7 @@ def test_errors_are_one_line_and_exit_code_2(
     assert text.startswith("error: ")
     assert text.count("\n") == 1, text
     assert re.search(message, text), text
-    assert not (tmp_path / "out" / "rows.jsonl").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_errors_from_the_program_itself(checkpoint: Path) -> None:

@@ -32,8 +32,8 @@ from tests.evaluation.fake import Oracle
 
 FIELDS = (
     "task protocol nominal_len prompt_tokens context_tokens needle_span distance_to_query reach beyond_window "
-    "depth_pct key answer pred official strict answer_nll rank_of_10 seed sample_id prompt_sha256 tokenizer_sha256 haystack_id "
-    "ckpt_sha256 state_bytes chunk_size_train chunk_size_eval dtype device wall_s ablation"
+    "depth_pct key answer pred official strict answer_nll rank_of_10 seed sample_id prompt_sha256 tokenizer_sha256 "
+    "haystack_id ckpt_sha256 state_bytes chunk_size_train chunk_size_eval dtype device wall_s ablation"
 )
 
 
@@ -104,7 +104,7 @@ def test_recall_prompts_hold_out_pairs_and_keys(training: TrainingData, oracle: 
 def test_reset_empties_the_state_and_shares_the_reading(
     oracle: Oracle, settings: Settings, tmp_path: Path, subject: Subject, training: TrainingData
 ) -> None:
-    settings = replace(settings, lengths=(1024,), samples=4, ablations=("none", "reset"), max_new_tokens=1)
+    settings = replace(settings, lengths=(1024,), samples=(4,), ablations=("none", "reset"), max_new_tokens=1)
     found = ask(settings, oracle, subject, tmp_path, training, chunk=4096)
     context = max(row.context_tokens for row in found)
     assert sum(tokens >= context for _, tokens, _ in oracle.reads) == 1, "the haystack was read once for both"
@@ -117,7 +117,7 @@ def test_pieces_and_batches_change_nothing(
 ) -> None:
     if chunk == 1:
         settings = replace(settings, lengths=(600,))
-    settings = replace(settings, protocol="ruler2025", haystacks=("noise",), samples=6, ablations=("none", "frozen"))
+    settings = replace(settings, protocol="ruler2025", haystacks=("noise",), samples=(6,), ablations=("none", "frozen"))
     answers = []
     for folder, size, batch in (("a", 4096, 16), ("b", chunk, 4)):
         model = Oracle(300)
@@ -146,7 +146,7 @@ def test_prompts_of_different_lengths_are_read_side_by_side(oracle: Oracle) -> N
 def test_rows_have_the_fields_of_the_protocol_page(
     settings: Settings, oracle: Oracle, subject: Subject, tmp_path: Path, training: TrainingData
 ) -> None:
-    ask(replace(settings, samples=1, lengths=(1024,)), oracle, subject, tmp_path, training)
+    ask(replace(settings, samples=(1,), lengths=(1024,)), oracle, subject, tmp_path, training)
     lines = (tmp_path / "rows.jsonl").read_text().splitlines()
     assert all(set(json.loads(line)) == set(FIELDS.split()) for line in lines)
     assert [field.name for field in fields(Row)] == FIELDS.split()
@@ -155,7 +155,7 @@ def test_rows_have_the_fields_of_the_protocol_page(
 def test_resume_reads_nothing_again(
     settings: Settings, subject: Subject, tmp_path: Path, training: TrainingData
 ) -> None:
-    settings = replace(settings, samples=4, ablations=("none", "frozen"))
+    settings = replace(settings, samples=(4,), ablations=("none", "frozen"))
     first = ask(settings, Oracle(300), subject, tmp_path, training)
     again = Oracle(300)
     assert ask(settings, again, subject, tmp_path, training) == first
@@ -172,11 +172,11 @@ def test_resume_reads_nothing_again(
 def test_resume_knows_another_checkpoint_and_more_samples(
     settings: Settings, oracle: Oracle, subject: Subject, tmp_path: Path, training: TrainingData
 ) -> None:
-    settings = replace(settings, samples=2, lengths=(1024,), ablations=("none",))
+    settings = replace(settings, samples=(2,), lengths=(1024,), ablations=("none",))
     ask(settings, oracle, subject, tmp_path, training)
     other = ask(settings, oracle, replace(subject, ckpt_sha256="d" * 64), tmp_path, training)
     assert {row.ckpt_sha256[0] for row in other} == {"d"}
-    more = ask(replace(settings, samples=5, ablations=("none", "off")), oracle, subject, tmp_path, training)
+    more = ask(replace(settings, samples=(5,), ablations=("none", "off")), oracle, subject, tmp_path, training)
     assert len(more) == 10
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 2 + 2 + 8
 
@@ -190,7 +190,7 @@ def test_rows_of_something_else_are_refused(tmp_path: Path) -> None:
 def test_a_model_that_says_nan_is_wrong_and_not_a_crash(
     settings: Settings, subject: Subject, tmp_path: Path, training: TrainingData
 ) -> None:
-    settings = replace(settings, samples=2, lengths=(1024,), ablations=("none",))
+    settings = replace(settings, samples=(2,), lengths=(1024,), ablations=("none",))
     found = ask(settings, Oracle(300, broken=True), subject, tmp_path, training)
     assert {(row.official, row.rank_of_10, row.answer_nll) for row in found} == {(0, 10, None)}
     assert "NaN" not in (tmp_path / "rows.jsonl").read_text()
@@ -220,7 +220,8 @@ def test_csv_has_a_line_per_depth_and_ablation(
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("4kk", "no length"), ("0", "no length"), ("16x", "training length"), (",", "empty")]
+    ("text", "message"),
+    [("4kk", "no length"), ("0", "no length"), ("16x", "training length"), (",", "--lengths is empty")],
 )
 def test_bad_lengths(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -91,7 +91,8 @@ def test_gates_of_exactly_zero_and_one(gate: str, value: float) -> None:
     arguments = make(9)
     arguments[gate] = torch.full_like(arguments[gate], value).requires_grad_()
     assert_all_close(
-        with_gradients(delta_descent(**arguments, chunk_size=4), arguments), with_gradients(loop(**arguments), arguments)
+        with_gradients(delta_descent(**arguments, chunk_size=4), arguments), with_gradients(loop(**arguments),
+        arguments)
     )
 
 

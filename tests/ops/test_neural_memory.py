@@ -106,7 +106,7 @@ def test_gradcheck(layers: int) -> None:
 
 
 def relative_error(ours: list[Tensor], exact: list[Tensor]) -> float:
-    return max(float((a.double() - b).norm() / b.norm()) for a, b in zip(ours, exact, strict=True))
+    return max(((a.double() - b).norm() / b.norm()).item() for a, b in zip(ours, exact, strict=True))
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
@@ -115,6 +115,8 @@ def test_float32_is_close_to_float64(backend: str) -> None:
     exact = outputs_and_gradients(call.run(), call)
     narrow = call.map(lambda x: x.detach().float().requires_grad_())
     ours = outputs_and_gradients(narrow.run(backend=backend), narrow)
+    exact = [x.detach() for x in exact[0]], exact[1]
+    ours = [x.detach() for x in ours[0]], ours[1]
     assert relative_error(ours[0], exact[0]) < 1e-5
     assert relative_error(ours[1], exact[1]) < 1e-4
 
@@ -136,10 +138,13 @@ def rounded(call: Call, dtype: torch.dtype) -> tuple[Call, list[Tensor]]:
     return call, flatten(call.map(lambda x: x.double()).run(backend="reference"))
 
 
-@pytest.mark.parametrize(("backend", "tolerance"), [("reference", 0.005), ("chunked", 0.05)])
+# With the norm on, four features a head make rounding of the products grow; the state's dtype is the same.
+@pytest.mark.parametrize(("backend", "norm", "tolerance"), [("reference", True, 0.005), ("chunked", False, 0.01)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_narrow_inputs_keep_a_float32_state(backend: str, tolerance: float, dtype: torch.dtype) -> None:
-    call, exact = rounded(make(23), dtype)
+def test_narrow_inputs_keep_a_float32_state(
+    backend: str, norm: bool, tolerance: float, dtype: torch.dtype
+) -> None:
+    call, exact = rounded(make(23, norm=norm), dtype)
     y, weights, momentum = call.run(backend=backend)
     assert y.dtype == dtype
     assert {x.dtype for x in (*weights, *momentum)} == {torch.float32}
@@ -154,19 +159,19 @@ def test_a_state_in_bfloat16_is_widened() -> None:
 
 
 def test_autocast_narrows_the_products_and_not_the_state() -> None:
-    _, exact = rounded(make(23), torch.bfloat16)
-    call = make(23).map(lambda x: x.detach())
+    _, exact = rounded(make(23, norm=False), torch.bfloat16)
+    call = make(23, norm=False).map(lambda x: x.detach())
     with torch.autocast("cpu", torch.bfloat16):
         y, weights, momentum = call.map(torch.Tensor.float).run()
         double, *_ = call.run()
     assert y.dtype == torch.bfloat16
     assert {x.dtype for x in (*weights, *momentum)} == {torch.float32}
-    assert relative_error([y, *weights], exact[:3]) < 0.05
+    assert relative_error([y, *weights], exact[:3]) < 0.01
     assert double.dtype == torch.float64
 
 
 def test_it_compiles_without_a_break_in_the_graph() -> None:
-    call = make(7, chunk_size=3, mask=True).map(lambda x: x.detach().float().requires_grad_())
+    call = make(5, chunk_size=3, mask=True).map(lambda x: x.detach().float().requires_grad_())
     compiled = torch.compile(neural_memory, fullgraph=True, backend="aot_eager")
     expected = outputs_and_gradients(call.run(), call)
     ours = outputs_and_gradients(compiled(**call.tensors, **call.options), call)

@@ -1,4 +1,4 @@
-"""The exact delta rule with forgetting: a linear memory whose error is taken at the current weights, not a chunk's first.
+"""The exact delta rule with forgetting: a linear memory whose error is taken at the current weights.
 
 DeltaNet (2406.06484) and, up to where the decay stands, Gated DeltaNet (2412.06464). Backends: `reference.py` is the
 loop, `chunked.py` the same function by one triangular solve per chunk. README.md derives one from the other.
@@ -35,8 +35,9 @@ def delta_descent(
         M_t = (1 - alpha_t) M_{t-1} - theta_t (M_{t-1} k_t - v_t) k_t^T
         y_t = M_t q_t
 
-    The loss is half the squared error, so theta = 1 with a unit key replaces what was stored under it; `neural_memory`'s
-    theta is half of this one. The result does not depend on chunk_size. Computed in promote_types(dtype, float32).
+    The loss is half the squared error, so theta = 1 with a unit key replaces what was stored under it;
+    `neural_memory`'s theta is half of this one. The result does not depend on chunk_size. Computed in
+    promote_types(dtype, float32).
 
     Args:
         q, k, v: [B, T, H, D], of one dtype

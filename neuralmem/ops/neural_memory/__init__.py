@@ -39,7 +39,8 @@ def neural_memory(
 ) -> tuple[Tensor, Tensors, Tensors | None]:
     """Read tokens into a memory MLP and read it back at every token.
 
-    With M(x) = x + f(x), f(x) = W_L act(... act(W_1 x)), and every gradient of a chunk taken at the chunk's first weights:
+    With M(x) = x + f(x), f(x) = W_L act(... act(W_1 x)), and every gradient of a chunk taken at the chunk's first
+    weights:
 
         S_t = eta_t S_{t-1} - theta_t grad |M(k_t) - v_t|^2
         W_t = (1 - alpha_t) W_{t-1} + S_t

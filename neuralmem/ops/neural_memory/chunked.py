@@ -1,7 +1,7 @@
 """The Titans update a chunk at a time: exact, token by token, without a weight matrix per token.
 
-All gradients of a chunk are taken at its first weights, so weights and momentum are affine in what the chunk started from
-and in its rank-one gradients. Each layer's read is then one masked linear attention. Derivation: README.md.
+All gradients of a chunk are taken at its first weights, so weights and momentum are affine in what the chunk started
+from and in its rank-one gradients. Each layer's read is then one masked linear attention. Derivation: README.md.
 Source: Titans (2501.00663) 3.2; dual form as in TTT (2407.04620), extended to momentum and forgetting.
 """
 
@@ -32,7 +32,8 @@ class Coefficients(NamedTuple):
 def decay_products(x: Tensor) -> Tensor:
     """Products over a range: out[t, s] = x[s+1] ... x[t], 1 on the diagonal, 0 above. [..., C] -> [..., C, C].
 
-    A masked cumulative product rather than a ratio of two: finite and exact when a factor is 0 or the product underflows.
+    A masked cumulative product rather than a ratio of two: finite and exact when a factor is 0 or the product
+    underflows.
 
     Example:
         >>> decay_products(torch.tensor([5.0, 0.0, 3.0]))

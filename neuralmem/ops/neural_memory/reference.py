@@ -1,6 +1,6 @@
 """The Titans update as the paper writes it: one token at a time, gradients by autograd, no speed.
 
-S_t = eta_t S_{t-1} - theta_t grad |M(k_t) - v_t|^2      Titans (2501.00663) Eq. 10, 14; gradient at the chunk's start, 3.2
+S_t = eta_t S_{t-1} - theta_t grad |M(k_t) - v_t|^2     Titans (2501.00663) Eq. 10, 14; gradient at the chunk's start
 W_t = (1 - alpha_t) W_{t-1} + S_t                       Eq. 13
 y_t = M_{W_t}(q_t)                                      Eq. 15
 

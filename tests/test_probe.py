@@ -1,0 +1,110 @@
+"""Probes: numbers from inside a model while it runs, without changing it."""
+
+import pytest
+import torch
+from torch import nn
+
+from neuralmem import CausalLM, MemoryConfig, ModelConfig
+from neuralmem.probe import active, inside, observe, recording
+
+CONFIG = ModelConfig(vocab_size=11, width=8, depth=2, pattern=["titans_mag"], memory=MemoryConfig(heads=2,
+chunk_size=4))
+
+
+def model(**memory: object) -> CausalLM:
+    torch.manual_seed(1)
+    return CausalLM(ModelConfig(**{**CONFIG.__dict__, "memory": MemoryConfig(heads=2, chunk_size=4, **memory)}))
+
+
+def tokens() -> torch.Tensor:
+    return torch.arange(22).view(2, 11) % 11
+
+
+@pytest.mark.parametrize("rule", ["titans", "delta"])
+@pytest.mark.parametrize("pattern", ["titans_lmm", "titans_mac", "titans_mag", "titans_mal"])
+def test_every_memory_shows_its_surprise_its_gates_and_its_size(rule: str, pattern: str) -> None:
+    config = ModelConfig(**{**CONFIG.__dict__, "pattern": [pattern], "memory": MemoryConfig(rule=rule, heads=2)})
+    network = CausalLM(config)
+    with recording(network) as record:
+        network(torch.arange(100)[None] % 11)
+    shown = {"surprise", "theta", "alpha", "state_norm"} | ({"eta"} if rule == "titans" else set())
+    means = record.means()
+    assert set(means) >= {f"layers.{i}.memory/{name}" for i in (0, 1) for name in shown}
+    assert {name.split("/")[0] for name in means} == {"layers.0.memory", "layers.1.memory"}
+    assert all(0 < value < float("inf") for value in means.values())
+
+
+def test_looking_changes_nothing() -> None:
+    network = model()
+    logits, state = network(tokens())
+    with recording(network):
+        watched, same = network(tokens())
+    assert torch.equal(logits, watched)
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(state.items(), same.items(), strict=True))
+
+
+def test_recomputing_in_backward_invents_no_names() -> None:
+    names = []
+    for checkpoint_every in (None, 1):
+        network = model(checkpoint_every=checkpoint_every)
+        with recording(network) as record:
+            network(tokens())[0].sum().backward()
+        names.append(sorted(record.means()))
+    assert names[0] == names[1]
+
+
+def test_outside_a_recording_nothing_is_kept() -> None:
+    assert not active()
+    observe("x", torch.ones(1))
+    with recording(nn.Linear(1, 1)) as record:
+        assert active()
+    assert not active()
+    assert record.means() == {}
+
+
+def test_a_recording_ends_when_an_error_passes() -> None:
+    with pytest.raises(RuntimeError, match="stop"), recording(nn.Linear(1, 1)):
+        raise RuntimeError("stop")
+    assert not active()
+
+
+def test_means_are_over_everything_observed_under_a_name() -> None:
+    layer = nn.Linear(1, 1)
+    outer = nn.Sequential(layer)
+    with recording(outer) as record, inside(outer):
+        observe("x", torch.tensor([1.0, 3.0]))
+        with inside(layer):
+            observe("x", torch.tensor([5]))
+        observe("x", torch.tensor([4.0], requires_grad=True))
+        observe("nothing", torch.ones(0))
+    assert record.means() == {"/x": 3.0, "0/x": 5.0}
+    assert record.total("x") == 8
+    assert record.total("y") is None
+
+
+def test_what_is_observed_outside_every_module_is_not_kept() -> None:
+    with recording(nn.Linear(1, 1)) as record:
+        observe("x", torch.ones(1))
+    assert record.means() == {}
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_an_attached_recording_can_be_part_of_a_loss(attached: bool) -> None:
+    network = model()
+    with recording(network, attached=attached) as record:
+        network(tokens())
+    surprise = record.total("surprise")
+    assert surprise is not None
+    assert surprise.requires_grad is attached
+    if attached:
+        surprise.backward()
+        assert network.layers[0].memory.value.weight.grad.any()
+
+
+def test_recordings_nest() -> None:
+    layer = nn.Linear(1, 1)
+    with recording(layer) as outer, inside(layer):
+        with recording(layer) as inner, inside(layer):
+            observe("x", torch.ones(1))
+        observe("y", torch.ones(1))
+    assert (list(inner.means()), list(outer.means())) == (["/x"], ["/y"])
