@@ -4,6 +4,7 @@ Special here: one definition serves all three doors, every field says its meanin
 when the config is built, with the field's full name and what is allowed.
 """
 
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -197,7 +198,9 @@ def _is(value: Any, kind: Any) -> bool:
         return isinstance(value, (list, tuple)) and all(_is(x, get_args(kind)[0]) for x in value)
     if kind in (int, float) and isinstance(value, bool):
         return False
-    return isinstance(value, (int, float) if kind is float else kind)
+    if kind is float:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, kind)
 
 
 def _describe(kind: Any) -> str:
@@ -210,5 +213,5 @@ def _describe(kind: Any) -> str:
         return "a list of names"
     if is_dataclass(kind):
         return f"a {getattr(kind, '__name__', kind)}"
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    names = {int: "an integer", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
     return names.get(kind, str(kind))

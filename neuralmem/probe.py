@@ -12,7 +12,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
-_recorder: ContextVar["Recorder | None"] = ContextVar("neuralmem_recorder", default=None)
+_recorders: ContextVar[tuple["Recorder", ...]] = ContextVar("neuralmem_recorders", default=())
 
 
 class Recorder:
@@ -50,37 +50,37 @@ def recording(model: nn.Module, attached: bool = False) -> Iterator[Recorder]:
         {'/size': 2.0}
     """
     recorder = Recorder(model, attached)
-    token = _recorder.set(recorder)
+    token = _recorders.set((*_recorders.get(), recorder))
     try:
         yield recorder
     finally:
-        _recorder.reset(token)
+        _recorders.reset(token)
 
 
 @contextmanager
 def inside(module: nn.Module) -> Iterator[None]:
     """Say which module the observations of this block belong to."""
-    recorder = _recorder.get()
-    if recorder is None:
-        yield
-        return
-    recorder.scope.append(recorder.paths.get(module, type(module).__name__))
+    recorders = _recorders.get()
+    for recorder in recorders:
+        recorder.scope.append(recorder.paths.get(module, type(module).__name__))
     try:
         yield
     finally:
-        recorder.scope.pop()
+        for recorder in recorders:
+            recorder.scope.pop()
 
 
 def active() -> bool:
     """Whether anybody is recording: worth asking before computing something only to observe it."""
-    return not torch.compiler.is_compiling() and _recorder.get() is not None
+    return not torch.compiler.is_compiling() and bool(_recorders.get())
 
 
 def observe(name: str, value: Tensor) -> None:
-    """Record the mean of `value` under `name`, if anybody is recording."""
-    recorder = _recorder.get() if active() else None
-    # Outside every module is where a checkpointed chunk is computed again: it was seen before.
-    if recorder is None or not recorder.scope or not value.numel():
+    """Record the mean of `value` under `name`, for everybody who is recording."""
+    if not active() or not value.numel():
         return
-    path = recorder.scope[-1]
-    recorder.values[f"{path}/{name}"].append((value if recorder.attached else value.detach()).float().mean())
+    for recorder in _recorders.get():
+        # Outside every module is where a checkpointed chunk is computed again: it was seen before.
+        if recorder.scope:
+            seen = value if recorder.attached else value.detach()
+            recorder.values[f"{recorder.scope[-1]}/{name}"].append(seen.float().mean())

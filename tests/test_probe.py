@@ -7,8 +7,9 @@ from torch import nn
 from neuralmem import CausalLM, MemoryConfig, ModelConfig
 from neuralmem.probe import active, inside, observe, recording
 
-CONFIG = ModelConfig(vocab_size=11, width=8, depth=2, pattern=["titans_mag"], memory=MemoryConfig(heads=2,
-chunk_size=4))
+CONFIG = ModelConfig(
+    vocab_size=11, width=8, depth=2, pattern=["titans_mag"], memory=MemoryConfig(heads=2, chunk_size=4)
+)
 
 
 def model(**memory: object) -> CausalLM:

@@ -99,8 +99,10 @@ def test_another_process_reads_what_was_saved(model: nm.CausalLM, state: nm.Stat
         "state = nm.State.load(f'{folder}/read.safetensors', model)\n"
         "with torch.no_grad(): logits, _ = model(torch.arange(9).view(3, 3), state)\n"
         "print(logits.double().sum().item().hex())"
-    ) command = [sys.executable, "-c", program, str(tmp_path)] answer = subprocess.run(command, capture_output=True,
-    text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) with torch.no_grad():
+    )
+    command, environment = [sys.executable, "-c", program, str(tmp_path)], {**os.environ, "OMP_NUM_THREADS": "1"}
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    with torch.no_grad():
         logits, _ = model(torch.arange(9).view(3, 3), state)
     assert float.fromhex(answer.stdout) == pytest.approx(logits.double().sum().item(), abs=1e-6)
 
@@ -112,8 +114,12 @@ def test_a_file_is_plain_safetensors(state: nm.State, tmp_path: Path) -> None:
     assert [f.name for f in (tmp_path / "deep" / "folder").iterdir()] == ["read.safetensors"]
 
 
-@pytest.mark.parametrize("region", ["length", "metadata", "names", "config", "weights hash", "sha256", "tensors",
-"end"]) @pytest.mark.parametrize("bit", [1, 4, 64]) def test_a_flipped_bit_anywhere_is_noticed(
+REGIONS = ["length", "metadata", "names", "config", "weights hash", "sha256", "tensors", "end"]
+
+
+@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize("bit", [1, 4, 64])
+def test_a_flipped_bit_anywhere_is_noticed(
     model: nm.CausalLM, state: nm.State, tmp_path: Path, region: str, bit: int
 ) -> None:
     file = tmp_path / "read.safetensors"
@@ -145,15 +151,15 @@ def test_a_file_that_is_cut_short_is_refused(model: nm.CausalLM, state: nm.State
     file = tmp_path / "read.safetensors"
     state.save(file)
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(nm.UserError, match="cannot be read as safetensors"):
+    with pytest.raises(nm.UserError, match=r"cannot be read as safetensors"):
         nm.State.load(file, model)
 
 
 def test_a_file_of_something_else_is_refused(model: nm.CausalLM, tmp_path: Path) -> None:
-    with pytest.raises(nm.UserError, match="does not exist$"):
+    with pytest.raises(nm.UserError, match=r"does not exist$"):
         nm.State.load(tmp_path / "nowhere", model)
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(nm.UserError, match="is not a neuralmem state: format is None"):
+    with pytest.raises(nm.UserError, match=r"is not a neuralmem state: format is None"):
         nm.State.load(tmp_path / "x.safetensors", model)
 
 
@@ -212,19 +218,19 @@ def test_the_state_of_another_model_says_what_differs(
     model: nm.CausalLM, state: nm.State, tmp_path: Path, change: dict, difference: str
 ) -> None:
     state.save(tmp_path / "read.safetensors")
-    with pytest.raises(nm.UserError, match="is of another model: ") as error:
+    with pytest.raises(nm.UserError, match=r"is of another model: ") as error:
         nm.State.load(tmp_path / "read.safetensors", nm.CausalLM(replace(CONFIG, **change)))
     assert str(error.value).endswith(difference)
 
 
 def test_the_state_of_a_layer_cannot_be_saved(state: nm.State, tmp_path: Path) -> None:
-    with pytest.raises(nm.UserError, match="^state has no model to be saved with"):
+    with pytest.raises(nm.UserError, match=r"^state has no model to be saved with"):
         state.layers[0].save(tmp_path / "x")
 
 
 def test_the_state_of_a_model_that_is_gone_cannot_be_saved(tmp_path: Path) -> None:
     state = nm.CausalLM(CONFIG).init_state(1)
-    with pytest.raises(nm.UserError, match="^state has no model to be saved with"):
+    with pytest.raises(nm.UserError, match=r"^state has no model to be saved with"):
         state.save(tmp_path / "x")
 
 
@@ -239,7 +245,7 @@ def test_a_save_that_fails_keeps_the_older_file(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", fail)
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(OSError, match=r"disk full"):
             model.init_state(3).save(file)
     assert [f.name for f in tmp_path.iterdir()] == ["read.safetensors"]
     assert same(nm.State.load(file, model), state)

@@ -242,6 +242,7 @@ class NeedleData(_Synthetic, DataModule):
         form: format of facts and questions, and which keys and pairs are kept for validation
         placing: "scattered" through the row, or facts in "front" and questions behind
         text_weight: loss weight of the text relative to that of the answers
+        text_share: part of the text tokens, chosen at random, that are targets; fewer make a step cheaper
         batch_tokens: tokens per batch and device
         num_workers: loader processes
         seed: of all that is drawn
@@ -256,6 +257,7 @@ class NeedleData(_Synthetic, DataModule):
         form: NeedleFormat = NeedleFormat(),
         placing: Literal["scattered", "front"] = "scattered",
         text_weight: float = 0.05,
+        text_share: float = 1.0,
         batch_tokens: int = 4096,
         num_workers: int = 0,
         seed: int = 0,
@@ -263,7 +265,12 @@ class NeedleData(_Synthetic, DataModule):
     ) -> None:
         super().__init__()
         self._set(stages, batch_tokens, num_workers, seed, validation_batches)
-        self.options: dict[str, Any] = {"form": form, "placing": placing, "text_weight": text_weight}
+        self.options: dict[str, Any] = {
+            "form": form,
+            "placing": placing,
+            "text_weight": text_weight,
+            "text_share": text_share,
+        }
         self.source = source
         self._tokenizer_spec = tokenizer
         self._tokenizer: Tokenizer | None = None

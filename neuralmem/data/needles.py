@@ -128,6 +128,7 @@ class Needles(Curriculum):
         form: format of facts, and what is held out
         placing: "scattered" or "front"
         text_weight: loss weight of the text relative to the answers; the values of facts have none
+        text_share: part of the text tokens, chosen at random, that are targets; fewer make a step cheaper
         new_keys: validation asks for held-out keys instead of held-out pairs of known keys
         options: see `Curriculum`
 
@@ -158,6 +159,7 @@ class Needles(Curriculum):
         form: NeedleFormat | None = None,
         placing: Literal["scattered", "front"] = "scattered",
         text_weight: float = 0.05,
+        text_share: float = 1.0,
         new_keys: bool = False,
         **options: Any,
     ) -> None:
@@ -165,7 +167,9 @@ class Needles(Curriculum):
         if placing not in ("scattered", "front"):
             raise UserError(f"placing: {placing!r} given; allowed: scattered, front")
         self.tokenizer, self.form = tokenizer, form or NeedleFormat()
-        self.placing, self.text_weight = placing, text_weight
+        if not 0 <= text_share <= 1:
+            raise UserError(f"text_share is {text_share}; it must be between 0 and 1")
+        self.placing, self.text_weight, self.text_share = placing, text_weight, text_share
         texts = list(limited((document.text for document in haystack.read()), HAYSTACK_CHARACTERS))
         words = list(keys) if keys is not None else find_keys(texts, tokenizer, self.form)
         held = new_keys and self.part == "validation"
@@ -183,7 +187,8 @@ class Needles(Curriculum):
     def draw(self, rng: np.random.Generator, layout: Layout) -> Batch:
         rows = [self._row(rng, layout) for _ in range(layout.rows)]
         tokens, groups = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
-        return supervise(tokens, groups, self.text_weight)
+        chosen = None if self.text_share == 1 else torch.from_numpy(rng.random(tokens.shape) < self.text_share)
+        return supervise(tokens, groups, self.text_weight, chosen)
 
     def _row(self, rng: np.random.Generator, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
         """-> tokens Int[T], groups Int[T] (see `supervise`)."""

@@ -169,22 +169,25 @@ class Curriculum(IterableDataset[Batch]):
         self._draws, self.stage, self._resumed = state["draws"], state["stage"], True
 
 
-def supervise(tokens: Tensor, groups: Tensor, text_weight: float) -> Batch:
+def supervise(tokens: Tensor, groups: Tensor, text_weight: float, text: Tensor | None = None) -> Batch:
     """Targets and weights of rows whose answers are known.
 
     Args:
         tokens: Int[B, T]
         groups: Int[B, T] number of the answer that *this token* belongs to; -1: text; -2: cannot be predicted, no loss
         text_weight: weight of all text targets together, relative to all answer targets together
+        text: Bool[B, T], the text tokens that are targets; None: all of them
     """
     targets = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], NO_LOSS)], 1)
     following = torch.cat([groups[:, 1:], torch.full_like(groups[:, :1], -2)], 1)
-    answers, text = following >= 0, following == -1
+    answers, plain = following >= 0, following == -1
+    if text is not None:
+        plain = plain & text
     if text_weight == 0:
-        targets = targets.masked_fill(~answers, NO_LOSS)
-    targets = targets.masked_fill(following == -2, NO_LOSS)
-    per_token = text_weight * answers.sum() / text.sum().clamp(min=1)
-    weights = torch.where(answers, 1.0, torch.where(text, per_token, 0.0))
+        plain = torch.zeros_like(plain)
+    targets = targets.masked_fill(~(answers | plain), NO_LOSS)
+    per_token = text_weight * answers.sum() / plain.sum().clamp(min=1)
+    weights = torch.where(answers, 1.0, torch.where(plain, per_token, 0.0))
     return Batch(tokens, targets, weights=weights, answers=answers, groups=following.clamp(min=-1))
 
 

@@ -27,7 +27,8 @@ from neuralmem.typing import MemoryMode, Tensor, Tensors
 
 @dataclass(frozen=True)
 class MemoryState(State):
-    """What a memory knows, per sample. Its size depends on the config alone.
+    """What a memory knows, per sample. Its size depends on the config alone: numbers of weights and momentum, plus
+    (chunk_size - 1) * (2 H D + gates * H) pending, 3 * (taps - 1) * H D convolution tails, and one integer.
 
     Args:
         weights: fast weights as of the last chunk start, [B, H, D_out, D_in] each, fp32 or wider
@@ -48,6 +49,14 @@ Fast = tuple[Tensors, Tensors]
 """Weights and momentum."""
 Kept = tuple[Tensors, Tensors, Tensors, Tensor]
 """The fields of a MemoryState that reading changes: weights, momentum, pending, filled."""
+
+
+def unit(x: Tensor) -> Tensor:
+    """x scaled to length one along the last axis; what is shorter than 0.01 is scaled by 100 only.
+
+    A first key may be exactly zero, and F.normalize's own bound of 1e-12 would multiply its gradient by 1e12.
+    """
+    return F.normalize(x, dim=-1, eps=1e-2)
 
 
 class MemoryRule(Stream):
@@ -158,16 +167,16 @@ class MemoryRule(Stream):
 
     def recall(self, x: Tensor, weights: Tensors) -> Tensor:
         """Read at given weights [B, H, D_out, D_in]: the query, the memory, the way out. [B, T, width] -> same."""
-        q = F.normalize(F.silu(self._split(self.query(x))), dim=-1)
+        q = unit(F.silu(self._split(self.query(x))))
         return self._leave(self.evaluate(q, weights), x)
 
     def close(self, state: MemoryState) -> MemoryState:
         """End the unfinished chunk: its writes enter the weights, and the next token starts a chunk."""
         index = torch.arange(state.pending[0].shape[1], device=state.filled.device)
         nothing = torch.zeros_like(state.pending[0])
-        _, (weights, momentum) = self.update(
-            nothing, state.pending, (state.weights, state.momentum), index < state.filled[:, None], None
-        )
+        fast, write = (state.weights, state.momentum), index < state.filled[:, None]
+        with probe.inside(self):
+            _, (weights, momentum) = self.update(nothing, state.pending, fast, write, None)
         pending = tuple(map(torch.zeros_like, state.pending))
         return MemoryState(weights, momentum, pending, torch.zeros_like(state.filled), state.convolution)
 
@@ -209,7 +218,7 @@ class MemoryRule(Stream):
             projected[i], new = convolution(projected[i], tail, rows)
             after.append(new)
         q, k, v = (self._split(F.silu(u)) for u in projected)
-        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        q, k = unit(q), unit(k)
         with probe.inside(self):
             gates = self.gates(x)
         return q, (k, v, *gates), tuple(after)

@@ -21,7 +21,7 @@ from neuralmem.typing import MemoryMode, Tensor
 
 @dataclass(frozen=True)
 class AttentionState(State):
-    """The last keys and values, the most recent at the end.
+    """The last keys and values, the most recent at the end: 2 * (window - 1) * N D numbers and an integer per sample.
 
     Args:
         keys: [B, K, N, D], not rotated; K is window - 1, or with full attention everything read

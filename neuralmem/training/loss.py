@@ -11,9 +11,9 @@ def token_loss(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -
     """Weighted mean of the cross entropy over the targets that count.
 
     Args:
-        logits: Float [B, T, V]
-        targets: Int [B, T]; -100 is no target
-        weights: Float [B, T] or None; a target's share of the mean
+        logits: Float [..., V]
+        targets: Int [...]; -100 is no target
+        weights: Float [...] or None; a target's share of the mean
 
     Returns:
         A scalar in float32 or better, in nats per token; 0 where there is no target at all.
@@ -23,7 +23,7 @@ def token_loss(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -
         tensor(8.)
     """
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    each = F.cross_entropy(precise.flatten(0, 1), targets.flatten(), ignore_index=NO_LOSS, reduction="none")
+    each = F.cross_entropy(precise.flatten(0, -2), targets.flatten(), ignore_index=NO_LOSS, reduction="none")
     counted = (targets.flatten() != NO_LOSS).to(each.dtype)
     if weights is not None:
         counted = counted * weights.flatten().to(each.dtype)

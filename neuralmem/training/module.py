@@ -4,6 +4,7 @@ Special: the options under `model:` are `neuralmem.ModelConfig`'s fields, taken 
 config.json and Python share one definition. Nothing of Lightning is needed to use what it trains.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import lightning.pytorch as L
@@ -11,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 
+from neuralmem import probe
 from neuralmem.config import ModelConfig
 from neuralmem.data.batch import NO_LOSS, Batch, exact_answers
 from neuralmem.models.causal_lm import CausalLM
@@ -42,20 +44,30 @@ class LanguageModel(L.LightningModule):
     def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
         """Loss of one batch; beside it what the callbacks show: tokens read, answers exact and asked."""
         carry = getattr(self.trainer.datamodule, "carry_memory", False)  # type: ignore[attr-defined]
-        logits, state = self.model(batch.tokens, self.carried if carry else None, mask=batch.mask, reset=batch.reset)
+        before, cost = self.carried if carry else None, self.optimizer_config.write_cost
+        with probe.recording(self.model, attached=True) if cost else nullcontext() as record:
+            chosen, logits, state = self._predict(batch, before)
         self.carried = state.detach() if carry else None
-        loss = token_loss(logits, batch.targets, batch.weights)
+        loss = reading = _loss(logits, chosen, batch)
+        if record is not None and (written := record.total("write")) is not None:
+            loss = loss + cost * written
         if carry:  # where no document starts the initial memory has no gradient, and DDP wants one for every parameter
             loss = loss + 0.0 * torch.stack([p.sum() for p in self.parameters()]).sum()
-        self.log("loss", loss.detach(), logger=False, batch_size=len(batch.tokens))
-        return {"loss": loss, **_counts(logits, batch)}
+        self.log("loss", reading.detach(), logger=False, batch_size=len(batch.tokens))
+        return {"loss": loss, **_counts(logits, chosen, batch)}
+
+    def _predict(self, batch: Batch, state: State | None) -> tuple[Tensor, Tensor, State]:
+        """Logits [n, V] where there are targets, which the Bool [B, T] in front says, and the state."""
+        chosen = batch.targets != NO_LOSS
+        logits, state = self.model(batch.tokens, state, mask=batch.mask, reset=batch.reset, select=chosen)
+        return chosen, logits, state
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Log `val_loss`, comparable with `loss`, and `val_answers` where the batch asks for any."""
-        logits, _ = self.model(batch.tokens, None, mask=batch.mask, reset=batch.reset)
-        rows, counts = len(batch.tokens), _counts(logits, batch)
+        chosen, logits, _ = self._predict(batch, None)
+        rows, counts = len(batch.tokens), _counts(logits, chosen, batch)
         options: dict[str, Any] = {"on_epoch": True, "on_step": False, "logger": False, "sync_dist": True}
-        self.log("val_loss", token_loss(logits, batch.targets, batch.weights), batch_size=rows, **options)
+        self.log("val_loss", _loss(logits, chosen, batch), batch_size=rows, **options)
         if "asked" in counts:
             self.log("val_answers", counts["exact"] / counts["asked"].clamp(min=1), batch_size=rows, **options)
 
@@ -88,9 +100,16 @@ class LanguageModel(L.LightningModule):
             self.carried = template.map(lambda _: next(found))
 
 
-def _counts(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-    counts = {"tokens": (batch.targets != NO_LOSS).sum() if batch.mask is None else batch.mask.sum()}
+def _loss(logits: Tensor, chosen: Tensor, batch: Batch) -> Tensor:
+    return token_loss(logits, batch.targets[chosen], None if batch.weights is None else batch.weights[chosen])
+
+
+def _counts(logits: Tensor, chosen: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """How many tokens were read, and answers asked and exact. logits: [n, V] at the n places chosen, Bool [B, T]."""
+    counts = {"tokens": torch.tensor(chosen.numel(), device=chosen.device) if batch.mask is None else batch.mask.sum()}
     if batch.answers is not None:
-        exact = exact_answers(batch, logits.detach().argmax(-1))
+        predicted = torch.full_like(batch.targets, NO_LOSS)
+        predicted[chosen] = logits.detach().argmax(-1)
+        exact = exact_answers(batch, predicted)
         counts |= {"exact": exact.sum(), "asked": exact.new_tensor(len(exact), dtype=torch.long)}
     return counts

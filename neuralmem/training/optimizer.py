@@ -25,6 +25,9 @@ class OptimizerConfig:
         lr: peak learning rate
         betas: decay of AdamW's running mean and mean square
         eps: added to AdamW's denominator
+        gate_lr: learning rate of the memories' gates, in units of lr
+        write_cost: weight in the loss of how much the memories write, the mean of their gates: what need not be kept
+            is then not written, and what was written stays
         weight_decay: of matrices; gates, norms, biases, embeddings and initial memory weights have none
         warmup: steps of linear warm-up
         schedule: what follows the warm-up
@@ -34,44 +37,47 @@ class OptimizerConfig:
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
+    gate_lr: float = 1.0
+    write_cost: float = 0.0
     weight_decay: float = 0.1
     warmup: int = 100
     schedule: Schedule = "cosine"
     final: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("lr", "eps"):
+        for name in ("lr", "eps", "gate_lr"):
             if not getattr(self, name) > 0:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)!r}; it must be a positive number")
-        for name in ("weight_decay", "warmup", "final"):
+        for name in ("weight_decay", "write_cost", "warmup", "final"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)!r}; it must not be negative")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimizer.betas is {list(self.betas)!r}; both must be at least 0 and less than 1")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Parameters with decay (matrices of linear maps) and without it (everything else), for an optimizer.
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
+    """Parameters with decay (matrices of linear maps), without it (everything else), and the memories' gates.
 
     Memory weights are learned as a start for reading, and the maps called gate make rates: decay would pull those to
-    "write nothing" and these to "one half".
+    "write nothing" and these to "one half". Gates may learn faster: what is worth writing is decided early.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     maps = [
         m.weight for path, m in model.named_modules() if isinstance(m, nn.Linear) and "gate" not in path.split(".")[-1]
     ]
     decayed = {id(weight) for weight in maps} - embeddings
-    groups = []
-    for decay, chosen in ((weight_decay, True), (0.0, False)):
-        parameters = [p for p in model.parameters() if p.requires_grad and (id(p) in decayed) == chosen]
-        if parameters:
-            groups.append({"params": parameters, "weight_decay": decay})
-    return groups
+    gates = {id(p) for path, p in model.named_parameters() if "gate_map" in path.split(".")}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for p in model.parameters():
+        if p.requires_grad:
+            lr = config.lr * (config.gate_lr if id(p) in gates else 1.0)
+            groups.setdefault((lr, config.weight_decay if id(p) in decayed else 0.0), []).append(p)
+    return [{"params": found, "lr": lr, "weight_decay": decay} for (lr, decay), found in groups.items()]
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW over `parameter_groups`."""
-    groups = parameter_groups(model, config.weight_decay)
+    groups = parameter_groups(model, config)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 

@@ -1,5 +1,7 @@
 """Law 2, the cut law: a text cut into calls in any way gives the logits, the state and the gradients of one call."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -13,7 +15,7 @@ def cuts(draw: st.DrawFn) -> list[int]:
     """Lengths that sum to T; calls without a token and of one token among them."""
     points = draw(st.lists(st.integers(0, T), max_size=8))
     edges = [0, *sorted(points), T]
-    return [b - a for a, b in zip(edges, edges[1:], strict=False)]
+    return [b - a for a, b in pairwise(edges)]
 
 
 @each()

@@ -1,5 +1,7 @@
 """Law 5: at a document's first token everything starts anew: outputs, state, and no gradient crosses."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -32,7 +34,7 @@ def read_documents(module: Stream, x: Tensor, reset: Tensor, state, **options: s
     """One row, document by document, each with a fresh state; the first may go on from `state`."""
     edges = [0, *[t for t in reset.nonzero()[:, 0].tolist() if t], len(reset)]
     outputs = []
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in pairwise(edges):
         if reset[a]:
             state = None
         y, state = module(x[None, a:b], state, **options)

@@ -1,4 +1,4 @@
-"""Law 9: a memory learns what it reads, and further than attention sees. Law 10: in eval mode and without gradients too.
+"""Law 9: a memory learns what it reads, further than attention sees. Law 10: in eval mode and without gradients too.
 
 Reach is measured: with the memory frozen, the farthest token whose change alters a logit.
 """
@@ -74,8 +74,8 @@ def test_editing_the_first_chunk_changes_what_is_recalled_beyond_reach(subject: 
     beyond = slice(module.reach + 4, None)
     with torch.no_grad():
         for mode, changes in (("on", True), ("frozen", False), ("off", False)):
-            y, z = module(x, memory=mode)[0], module(edited, memory=mode)[0] assert (y[:, beyond] - z[:,
-            beyond]).abs().max() > 1e-6 if changes else torch.equal(y[:, beyond], z[:, beyond])
+            y, z = (module(text, memory=mode)[0][:, beyond] for text in (x, edited))
+            assert (y - z).abs().max() > 1e-6 if changes else torch.equal(y, z)
 
 
 @each(LEARNERS)

@@ -1,4 +1,4 @@
-"""What all memory rules share: projections, unfinished chunks, reading without writing, and what a config may ask for."""
+"""What all memory rules share: projections, unfinished chunks, reading without writing, what a config may ask for."""
 
 import pytest
 import torch

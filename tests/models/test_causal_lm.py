@@ -129,8 +129,9 @@ def test_bad_input_gets_one_line_that_names_it(model: CausalLM, message: str) ->
 
 
 def test_a_state_of_another_batch_size_is_refused(model: CausalLM) -> None:
-    _, state = model(tokens(batch=3)) with pytest.raises(UserError, match=r"^batch size is 2, but the state has 3 rows;
-    use state.select or a new state$"):
+    _, state = model(tokens(batch=3))
+    message = "^batch size is 2, but the state has 3 rows; use state.select or a new state$"
+    with pytest.raises(UserError, match=message):
         model(tokens(), state)
 
 
@@ -150,14 +151,14 @@ def test_a_state_of_another_batch_size_is_refused(model: CausalLM) -> None:
 def test_a_state_of_another_model_is_refused(model: CausalLM, change: dict[str, Any]) -> None:
     other = CausalLM(replace(CONFIG, **change))
     _, state = other(tokens())
-    with pytest.raises(UserError, match="^state is of another model: ") as error:
+    with pytest.raises(UserError, match=r"^state is of another model: ") as error:
         model(tokens(), state)
     assert "\n" not in str(error.value)
 
 
 def test_a_state_of_a_layer_is_refused(model: CausalLM) -> None:
     _, state = model(tokens())
-    with pytest.raises(UserError, match="^state is a HybridState; it must be one that a CausalLM returned"):
+    with pytest.raises(UserError, match=r"^state is a HybridState; it must be one that a CausalLM returned"):
         model(tokens(), state.layers[0])
 
 
@@ -173,7 +174,7 @@ def test_a_state_read_by_weights_that_have_changed_since_cannot_be_saved(model: 
     state.save(tmp_path / "before")
     with torch.no_grad():
         model.norm.gain.mul_(2)
-    with pytest.raises(UserError, match="^state belongs to earlier weights"):
+    with pytest.raises(UserError, match=r"^state belongs to earlier weights"):
         state.save(tmp_path / "after")
     assert [f.name for f in tmp_path.iterdir()] == ["before"]
 

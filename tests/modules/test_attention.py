@@ -71,8 +71,8 @@ def test_far_down_a_stream_it_answers_as_at_its_start() -> None:
 
 @pytest.mark.parametrize(("width", "heads"), [(8, 3), (6, 2), (8, 8)])
 def test_heads_must_divide_the_width_into_even_parts(width: int, heads: int) -> None:
-    with pytest.raises(UserError, match=rf"^attention.heads is {heads}; it must divide width {width} into heads of
-    even"):
+    message = rf"^attention.heads is {heads}; it must divide width {width} into heads of even width$"
+    with pytest.raises(UserError, match=message):
         Attention(width, AttentionConfig(heads=heads))
 
 

@@ -4,6 +4,7 @@ The loop knows nothing of the package: plain torch, gradients by autograd, one s
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class Call:
 
 def random_state(layers: int, hidden: int, random: torch.Generator, scale: float = 1.0) -> tuple[Tensor, ...]:
     widths = [D, *[hidden] * (layers - 1), D]
-    shapes = [(B, H, out, into) for into, out in zip(widths, widths[1:], strict=False)]
+    shapes = [(B, H, out, into) for into, out in pairwise(widths)]
     return tuple(
         (torch.randn(s, generator=random, dtype=torch.float64) * scale / s[-1] ** 0.5).requires_grad_() for s in shapes
     )

@@ -91,8 +91,8 @@ def test_gates_of_exactly_zero_and_one(gate: str, value: float) -> None:
     arguments = make(9)
     arguments[gate] = torch.full_like(arguments[gate], value).requires_grad_()
     assert_all_close(
-        with_gradients(delta_descent(**arguments, chunk_size=4), arguments), with_gradients(loop(**arguments),
-        arguments)
+        with_gradients(delta_descent(**arguments, chunk_size=4), arguments),
+        with_gradients(loop(**arguments), arguments),
     )
 
 
@@ -106,7 +106,7 @@ def test_one_token_chunks_of_neural_memory_are_the_delta_rule_with_twice_its_the
 
 
 def test_with_nothing_read_before_one_chunk_is_the_dual_form_of_ttt() -> None:
-    """eta = alpha = 0 and one anchor: W_t q_t = W_0 q_t - sum over s up to t of 2 theta_s (W_0 k_s - v_s)(k_s . q_t)."""
+    """eta = alpha = 0, one anchor: W_t q_t = W_0 q_t - sum over s up to t of 2 theta_s (W_0 k_s - v_s)(k_s . q_t)."""
     a = make(9)
     q, k, v, theta, start = (a[name] for name in ("q", "k", "v", "theta", "weights"))
     y, _, _ = neural_memory(

@@ -141,9 +141,7 @@ def rounded(call: Call, dtype: torch.dtype) -> tuple[Call, list[Tensor]]:
 # With the norm on, four features a head make rounding of the products grow; the state's dtype is the same.
 @pytest.mark.parametrize(("backend", "norm", "tolerance"), [("reference", True, 0.005), ("chunked", False, 0.01)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_narrow_inputs_keep_a_float32_state(
-    backend: str, norm: bool, tolerance: float, dtype: torch.dtype
-) -> None:
+def test_narrow_inputs_keep_a_float32_state(backend: str, norm: bool, tolerance: float, dtype: torch.dtype) -> None:
     call, exact = rounded(make(23, norm=norm), dtype)
     y, weights, momentum = call.run(backend=backend)
     assert y.dtype == dtype

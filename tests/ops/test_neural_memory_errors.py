@@ -78,9 +78,9 @@ def test_the_message_names_the_argument(message: str) -> None:
 
 def test_a_backend_forced_by_the_environment_that_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEURALMEM_BACKEND", "native")
-    with pytest.raises(UserError, match="^NEURALMEM_BACKEND is 'native', which cannot run here"):
+    with pytest.raises(UserError, match=r"^NEURALMEM_BACKEND is 'native', which cannot run here"):
         make(T).run()
     make(T).run(backend="chunked")
     monkeypatch.setenv("NEURALMEM_BACKEND", "cunked")
-    with pytest.raises(UserError, match="^NEURALMEM_BACKEND is 'cunked'; .* did you mean 'chunked'"):
+    with pytest.raises(UserError, match=r"^NEURALMEM_BACKEND is 'cunked'; .* did you mean 'chunked'"):
         make(T).run()

@@ -17,7 +17,8 @@ def test_only_matrices_of_feature_maps_decay(tied: bool, rule: str) -> None:
     config = ModelConfig(17, width=16, depth=1, memory=MemoryConfig(rule=rule), tie_embeddings=tied)
     model = CausalLM(config)
     names = {id(p): name for name, p in model.named_parameters()}
-    decayed, others = ({names[id(p)] for p in group["params"]} for group in parameter_groups(model, 0.1))
+    groups = parameter_groups(model, OptimizerConfig(weight_decay=0.1))
+    decayed, others = ({names[id(p)] for p in g["params"]} for g in sorted(groups, key=lambda g: -g["weight_decay"]))
     assert decayed | others == set(names.values())
     assert not decayed & others
     assert all(name.endswith(".weight") for name in decayed)
@@ -25,6 +26,15 @@ def test_only_matrices_of_feature_maps_decay(tied: bool, rule: str) -> None:
     assert ("head.weight" in decayed) == (not tied)
     kept = ("gate", "norm", "embedding", "memory.weights", "memory.weight", "persistent", "convolutions", "bias")
     assert not [name for name in decayed if any(word in name for word in kept)]
+
+
+def test_the_gates_of_a_memory_learn_at_their_own_rate() -> None:
+    model = CausalLM(ModelConfig(17, width=16, depth=1))
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = parameter_groups(model, OptimizerConfig(lr=1e-3, gate_lr=3.0))
+    faster = {names[id(p)] for group in groups if group["lr"] == 3e-3 for p in group["params"]}
+    assert faster == {"layers.0.memory.gate_map.weight", "layers.0.memory.gate_map.bias"}
+    assert {group["lr"] for group in groups} == {1e-3, 3e-3}
 
 
 def test_every_parameter_moves() -> None:
@@ -48,7 +58,7 @@ def test_schedules(schedule: str, half: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"lr": 0.0}, {"eps": -1.0}, {"weight_decay": -0.1}, {"warmup": -1}, {"betas": (0.9, 1.0)}]
+    "wrong", [{"lr": 0.0}, {"eps": -1.0}, {"weight_decay": -0.1}, {"warmup": -1}, {"gate_lr": 0.0}, {"betas": (0.9, 1.0)}]
 )
 def test_a_wrong_value_is_named(wrong: dict) -> None:
     with pytest.raises(UserError, match=f"optimizer.{next(iter(wrong))} is"):
