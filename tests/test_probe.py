@@ -108,4 +108,4 @@ def test_recordings_nest() -> None:
         with recording(layer) as inner, inside(layer):
             observe("x", torch.ones(1))
         observe("y", torch.ones(1))
-    assert (list(inner.means()), list(outer.means())) == (["/x"], ["/y"])
+    assert (list(inner.means()), list(outer.means())) == (["/x"], ["/x", "/y"])

@@ -96,6 +96,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise
     known = [name for action in parser._actions for name in action.option_strings]
     _refuse_unknown(unknown, known)
+    if options.facts < 5:
+        raise UserError(f"--facts is {options.facts}; it must be at least 5, the asked one and 4 others")
     for name in ("stream_chunk", "batch_size", "max_new_tokens", "threads"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -122,6 +124,7 @@ def niah_parser() -> Parser:
     add("--protocol", default="exact", metavar="NAME", help="length rule: exact, ruler2024, ruler2025, lm-eval (exact)")
     add("--haystack", default="", metavar="LIST", help=f"{', '.join(HAYSTACKS)} (as trained on; noise for s-niah-pk)")
     add("--seed", type=int, default=42, metavar="N", help="same seed, same prompts (42)")
+    add("--facts", type=int, default=6, metavar="N", help="facts in a prompt of the recall task, 5 at least (6)")
     add("--max-new-tokens", type=int, metavar="N", help="length of the answer (128; recall: as long as its values)")
     add("--out", metavar="DIR", help="where results go (RUN/niah)")
     add("--stream-chunk", type=int, default=4096, metavar="N", help="tokens read per call, at most (4096)")

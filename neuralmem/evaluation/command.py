@@ -96,6 +96,7 @@ def make_settings(options: argparse.Namespace, training: TrainingData) -> Settin
         ),
         max_new_tokens=options.max_new_tokens,
         batch_size=options.batch_size,
+        facts=options.facts,
     )
 
 
@@ -108,17 +109,18 @@ def describe(model: Any, tokenizer: Any, folder: Path, dtype: str, device: torch
 
 
 def refuse_other_answers(out: Path, settings: Settings) -> None:
-    """Rows with answers of another length are not gone on with.
+    """Rows with answers of another length, or another number of facts, are not gone on with.
 
     Raises:
         UserError: the folder holds such rows.
     """
     path = out / "settings.json"
-    before = json.loads(path.read_text())["max_new_tokens"] if path.is_file() else settings.max_new_tokens
-    if before != settings.max_new_tokens:
-        raise UserError(
-            f"--max-new-tokens is {settings.max_new_tokens}, {out} has results with {before}; give another --out"
-        )
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    for name in ("max_new_tokens", "facts"):
+        now = getattr(settings, name)
+        if before.get(name, now) != now:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} is {now}, {out} has results with {before[name]}; give another --out")
 
 
 def write_settings(out: Path, settings: Settings) -> None:

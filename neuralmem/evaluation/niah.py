@@ -15,7 +15,7 @@ from neuralmem.evaluation.haystack import Haystack, open_haystack
 from neuralmem.evaluation.prompts import Task
 from neuralmem.evaluation.protocols import GENERATED, Build, Cell, exact, ruler
 from neuralmem.evaluation.reader import MODES, Reader
-from neuralmem.evaluation.recall import TrainingData, recall_prompts, tokenise_lines, training_keys
+from neuralmem.evaluation.recall import FACTS, TrainingData, recall_prompts, tokenise_lines, training_keys
 from neuralmem.evaluation.rows import Row, Subject
 from neuralmem.evaluation.sample import Sample
 from neuralmem.evaluation.summary import Grid
@@ -42,6 +42,7 @@ class Settings:
         ablations: "none" and the controls wanted
         max_new_tokens: length of the greedy answer; None: 128 as RULER, for recall what the answer needs
         batch_size: prompts read together
+        facts: of a prompt of the recall task, the one asked for included
     """
 
     tasks: tuple[Task, ...]
@@ -54,6 +55,7 @@ class Settings:
     ablations: tuple[str, ...] = ("none",)
     max_new_tokens: int | None = None
     batch_size: int = 16
+    facts: int = FACTS
 
     def count(self, length: int) -> int:
         """Samples of that length.
@@ -129,8 +131,9 @@ def _builder(
     """What makes the builder of each length; the haystack is tokenised once for all of them."""
     enough = max(2 * longest, 1 << 18)  # tokens beyond which more text would not be used
     if task.name == "recall":
-        lines, keys = tokenise_lines(haystack.passage(4 * enough), tokenizer), training_keys(training, tokenizer)
-        return lambda cell: recall_prompts(cell, lines, training.form, keys, training.facts)
+        lines = tokenise_lines(haystack.passage(4 * enough), tokenizer)
+        keys = training_keys(training, tokenizer, settings.facts)
+        return lambda cell: recall_prompts(cell, lines, training.form, keys, settings.facts)
     if settings.protocol != "exact":
         return ruler
     separator = "\n" if haystack.is_noise else " "

@@ -27,7 +27,7 @@ from neuralmem.evaluation.rope import Rope
 from neuralmem.evaluation.sample import Sample
 
 DISTRACTORS = 4  # facts with other keys, at least
-FACTS = 6  # facts in a prompt when the checkpoint does not say
+FACTS = 6  # facts in a prompt: the one asked for and five others
 CORPORA = ("builtin", "stdlib")
 
 
@@ -42,7 +42,6 @@ class TrainingData:
         source: the text trained on, as `open_source` takes it; where keys are found
         form: format of facts, and the pairs held out
         keys: the curriculum's last stage used so many keys; 0: all
-        facts: facts per prompt
     """
 
     length: int | None = None
@@ -51,7 +50,6 @@ class TrainingData:
     source: str | tuple[str, ...] = "builtin"
     form: NeedleFormat = field(default_factory=lambda: NeedleFormat(key_tokens=0))
     keys: int = 0
-    facts: int = FACTS
 
 
 def read_training_data(folder: Path) -> TrainingData:
@@ -78,8 +76,8 @@ def from_arguments(given: dict[str, Any]) -> TrainingData:
     Example:
         >>> from_arguments({"sequence_length": 512, "source": "stdlib"}).haystack
         'stdlib'
-        >>> from_arguments({"stages": [{"length": 128}, {"length": 256, "facts": 8}]}).facts
-        8
+        >>> from_arguments({"stages": [{"length": 128}, {"length": 256}]}).length
+        256
     """
     stage = (given.get("stages") or [{}])[-1]
     source = given.get("source") or "builtin"
@@ -93,11 +91,10 @@ def from_arguments(given: dict[str, Any]) -> TrainingData:
         source=source if isinstance(source, str) else tuple(source),
         form=NeedleFormat(**form) if form else NeedleFormat(key_tokens=0),
         keys=stage.get("keys") or 0,
-        facts=max(DISTRACTORS + 1, stage.get("facts") or FACTS),
     )
 
 
-def training_keys(training: TrainingData, tokenizer: Any) -> list[str]:
+def training_keys(training: TrainingData, tokenizer: Any, facts: int) -> list[str]:
     """The keys that training used, in its order.
 
     Raises:
@@ -106,8 +103,8 @@ def training_keys(training: TrainingData, tokenizer: Any) -> list[str]:
     texts = (document.text for document in open_source(training.source, side="train", share=training.share).read())
     words = find_keys(limited(texts, HAYSTACK_CHARACTERS), tokenizer, training.form)
     keys = [word for word in words if not training.form.is_key_held_out(word)][: training.keys or None]
-    if len(keys) < training.facts:
-        raise UserError(f"--tasks recall: {training.facts} facts need as many keys; the training text has {len(keys)}")
+    if len(keys) < facts:
+        raise UserError(f"--facts is {facts}; the training text has only {len(keys)} keys")
     return keys
 
 

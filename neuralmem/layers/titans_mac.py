@@ -26,8 +26,8 @@ from neuralmem.typing import MemoryMode, Tensor, Tensors
 
 @dataclass(frozen=True)
 class MACState(State):
-    """Between two calls, per sample: the memory's state, its weights once more, 4 * (segment - 1) * N D keys and values,
-    and one integer.
+    """Between two calls. Per sample it is the memory's state, its weights once more, 4 * (segment - 1) * N D keys and
+    values, and one integer.
 
     Args:
         memory: with the writes of the unfinished segment

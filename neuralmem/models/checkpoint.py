@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 
 from neuralmem.config import ModelConfig
 from neuralmem.errors import UserError
@@ -77,7 +78,7 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> tuple[Cau
     values = json.loads((folder / "config.json").read_text())
     values.pop("format", None)
     config = ModelConfig.from_dict(values)
-    with torch.device("meta"):
+    with _Uninitialised():
         model = CausalLM(config)
     try:
         weights = load_file(folder / "model.safetensors", device=str(device))
@@ -91,6 +92,22 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> tuple[Cau
         model.head.weight = model.embedding.weight
     tokenizer = load_tokenizer(folder) if "tokenizer.json" in listed else None
     return model.requires_grad_(True).eval(), tokenizer
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Parameters stay as they are allocated, since a file gives their values.
+
+    Not the "meta" device, whose first operation imports torch's compiler, three seconds that a small model loads in.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init" or func in (
+            torch.Tensor.normal_,
+            torch.Tensor.uniform_,
+        ):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def verify(folder: str | Path) -> set[str]:

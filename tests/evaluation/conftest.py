@@ -28,7 +28,7 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def training(text_file: Path) -> TrainingData:
     """A checkpoint trained on facts in that file."""
-    return TrainingData(length=256, source=str(text_file), form=NeedleFormat(key_tokens=0, keys_held_out=0.1), facts=5)
+    return TrainingData(length=256, source=str(text_file), form=NeedleFormat(key_tokens=0, keys_held_out=0.1))
 
 
 @pytest.fixture

@@ -82,16 +82,16 @@ def test_recall_prompts_hold_out_pairs_and_keys(training: TrainingData, oracle: 
     text = open_haystack(f"file:{training.source}", 50_000).text
     lines = tokenise_lines(text, tokenizer)
     cell = Cell(find_task("recall"), "exact", 900, open_haystack("noise", 1), 5, tokenizer.encode)
-    keys = training_keys(training, tokenizer)
-    build = recall_prompts(cell, lines, form, keys, training.facts)
+    keys = training_keys(training, tokenizer, 5)
+    build = recall_prompts(cell, lines, form, keys, 5)
     for number in range(20):
         sample = build(number, 0.5, cell.random(number))
         prompt = tokenizer.decode(sample.rope.slice(0, len(sample.rope)))
         assert len(sample.rope) == 900
         assert prompt.endswith(f"@{sample.key}=")
         facts = [line[1:].split("=") for line in prompt.split("\n") if line.startswith("@") and not line.endswith("=")]
-        assert len(facts) == training.facts >= DISTRACTORS + 1
-        assert len({key for key, _ in facts}) == len({value for _, value in facts}) == training.facts
+        assert len(facts) == DISTRACTORS + 1
+        assert len({key for key, _ in facts}) == len({value for _, value in facts}) == DISTRACTORS + 1
         assert dict(facts)[sample.key] == sample.answer
         assert all(form.is_held_out(key, int(value)) and not form.is_key_held_out(key) for key, value in facts)
         assert tokenizer.decode(sample.rope.slice(*sample.needle)) == f"@{sample.key}={sample.answer}\n"
@@ -245,7 +245,7 @@ def test_training_data_from_a_run_folder(tmp_path: Path) -> None:
         json.dumps({"class_path": "neuralmem.data.module.NeedleData", "init_args": arguments})
     )
     found = read_training_data(tmp_path)
-    assert (found.length, found.facts, found.keys, found.haystack) == (320, 7, 99, "stdlib")
+    assert (found.length, found.keys, found.haystack) == (320, 99, "stdlib")
     assert found.form == NeedleFormat(**form)
     (tmp_path / "data.json").write_text("{")
     with pytest.raises(UserError, match=r"data\.json cannot be used"):
