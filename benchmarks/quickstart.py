@@ -69,26 +69,22 @@ def section(path: Path) -> str:
     machine, rows = content["machine"], content["rows"]
     minutes = [(row["train_seconds"] + row["eval_seconds"]) / 60 for row in rows]
     reach = rows[0]["table"][0]["reach"]
-    return "\n".join(
-        [
-            f"Training and evaluation took {minutes[0]:.1f} minutes on {machine['processor']}, {machine['threads']} threads",
-            f"(torch {machine['torch']}, commit {machine['commit']}). Facts like `@word 123` stand in source files of the",
-            "Python library; one of six is asked for at the end. There are 1,000 possible values; neither the pair of word and",
-            "value nor the text around it was in training. Training rows have 256 tokens, with an eighth of the batches each",
-            "at 1,024 and 2,048.",
-            "",
-            "| model | tokens | needles found beyond reach (95%, n) | null model |",
-            "|---|---|---|---|",
-            *lines(rows),
-            "",
-            f"Beyond reach: the needle stands more than {reach} tokens before the question, farther than attention and",
-            "convolutions see. Null model: what a model without memory could find of needles placed anywhere.",
-            "",
-            "![accuracy by depth and length](docs/images/quickstart.png)",
-            "",
-            f"Source: `{path.relative_to(ROOT)}`.",
-        ]
-    )
+    where = f"{machine['processor']}, {machine['threads']} threads"
+    return f"""Training and evaluation took {minutes[0]:.1f} minutes on {where} (torch {machine["torch"]}, commit
+{machine["commit"]}). Facts like `@word 123` stand in source files of the Python
+library; one of six is asked for at the end. There are 1,000 possible values; neither the pair of word and value nor the
+text around it was in training. Training rows have 256 tokens, an eighth of the batches each 1,024 and 2,048.
+
+| model | tokens | needles found beyond reach (95%, n) | null model |
+|---|---|---|---|
+{chr(10).join(lines(rows))}
+
+Beyond reach: the needle stands more than {reach} tokens before the question, farther than attention and convolutions
+see. Null model: what a model without memory could find of needles placed anywhere.
+
+![accuracy by depth and length](docs/images/quickstart.png)
+
+Source: `{path.relative_to(ROOT)}`."""
 
 
 def update_readme(path: Path) -> None:

@@ -114,7 +114,7 @@ class CausalLM(Stream):
         """Read tokens and predict the next one at each.
 
         Args:
-            tokens: Int [B, T], T may be 0
+            tokens: Int [B, T], at least one token
             state: what was read before; None is nothing
             mask: Bool [B, T], True for real tokens; padding anywhere changes nothing and gets logits of zero
             reset: Bool [B, T], True on a document's first token: it is read as by a fresh state
@@ -160,6 +160,8 @@ class CausalLM(Stream):
     def _check(self, x: Tensor, state: Any, mask: Tensor | None, reset: Tensor | None, memory: str) -> None:
         if x.ndim != 2 or x.dtype not in (torch.int64, torch.int32):
             raise UserError(f"tokens is {x.dtype}{list(x.shape)}; it must be integers [B, T], int64 or int32")
+        if x.shape[1] == 0:
+            raise UserError(f"tokens has shape {list(x.shape)}; T must be at least 1, there is nothing to read")
         if not torch.compiler.is_compiling() and x.numel() and x.device.type == "cpu":
             low, high = int(x.min()), int(x.max())
             if low < 0 or high >= self.config.vocab_size:

@@ -19,6 +19,7 @@ from neuralmem import registry
 from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
 from neuralmem.layers._layer import Layer
 from neuralmem.memory._rule import MemoryRule
+from neuralmem.models.causal_lm import CausalLM
 from neuralmem.modules.stream import Stream
 from neuralmem.state import State
 
@@ -193,9 +194,9 @@ def assert_identical(a: State, b: State) -> None:
 
 
 def read(module: Stream, x: Tensor, cuts: Sequence[int], state: Any = None, **options: Any) -> tuple[Tensor, State]:
-    """Read x in calls of the given lengths."""
+    """Read x in calls of the given lengths. A model refuses calls without a token, its parts do not."""
     outputs = []
-    for part in x.split(list(cuts), dim=1):
+    for part in x.split([n for n in cuts if n or not isinstance(module, CausalLM)], dim=1):
         y, state = module(part, state, **options)
         outputs.append(y)
     return torch.cat(outputs, dim=1), state

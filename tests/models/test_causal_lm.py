@@ -45,10 +45,15 @@ def test_ids_may_be_of_any_integer_type_that_torch_looks_up(model: CausalLM, dty
     torch.testing.assert_close(model(x.to(dtype))[0], model(x)[0])
 
 
-def test_no_token_is_a_call_that_changes_nothing(model: CausalLM) -> None:
+def test_a_call_without_a_token_is_refused(model: CausalLM) -> None:
+    with pytest.raises(UserError, match=r"tokens has shape \[2, 0\]; T must be at least 1"):
+        model(tokens(length=0))
+
+
+def test_a_call_of_pads_changes_nothing(model: CausalLM) -> None:
     _, state = model(tokens())
-    logits, after = model(tokens(length=0), state)
-    assert logits.shape == (2, 0, 11)
+    logits, after = model(tokens(), state, mask=torch.zeros(2, 7, dtype=torch.bool))
+    assert not logits.any()
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(after.items(), state.items(), strict=True))
 
 

@@ -57,9 +57,10 @@ def test_schedules(schedule: str, half: float) -> None:
     assert all(math.isfinite(share(step)) for step in range(200))
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"lr": 0.0}, {"eps": -1.0}, {"weight_decay": -0.1}, {"warmup": -1}, {"gate_lr": 0.0}, {"betas": (0.9, 1.0)}]
-)
+WRONG = [{"lr": 0.0}, {"eps": -1.0}, {"weight_decay": -0.1}, {"warmup": -1}, {"gate_lr": 0.0}, {"betas": (0.9, 1.0)}]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_value_is_named(wrong: dict) -> None:
     with pytest.raises(UserError, match=f"optimizer.{next(iter(wrong))} is"):
         OptimizerConfig(**wrong)
