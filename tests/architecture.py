@@ -69,8 +69,6 @@ def violations(package: Path) -> list[str]:
         used = {name.split(".")[0] for name in imports(package, file)}
         if "lightning" in used and not f"{module}.".startswith(LIGHTNING):
             found.append(f"{module}: lightning lives in training/ and data/module.py only")
-        if "pytorch_lightning" in file.read_text():
-            found.append(f"{module}: the package is called lightning.pytorch")
         if not ast.get_docstring(ast.parse(file.read_text())):
             found.append(f"{module}: a file opens with a docstring")
     try:

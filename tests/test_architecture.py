@@ -69,7 +69,6 @@ def test_a_sound_house_is_found_sound(tmp_path: Path) -> None:
         ("layers/a.py", "import house.layers.b", "circle"),
         ("models/bad.py", "import lightning.pytorch as L", "lightning lives in"),
         ("data/bad.py", "from lightning.pytorch import LightningDataModule", "lightning lives in"),
-        ("training/bad.py", "import pytorch_lightning", "the package is called lightning.pytorch"),
         ("layers/bad.py", "# no docstring", "a file opens with a docstring"),
     ],
 )

@@ -17,6 +17,7 @@ from neuralmem.memory._rule import MemoryState
 from neuralmem.modules.attention import PersistentTokens, split_heads
 from neuralmem.modules.grid import Grid, lay_out
 from neuralmem.modules.init import start_small
+from neuralmem.modules.norm import RMSNorm
 from neuralmem.modules.stream import Rows, expand_index
 from neuralmem.ops import where_rows
 from neuralmem.ops.attention import attend_segment
@@ -60,6 +61,7 @@ class TitansMAC(Layer):
         count = config.attention.persistent_tokens
         self.persistent = PersistentTokens(count, heads, width // heads) if count else None
         self.memory, self.gate = build_memory(config), Gate(config)
+        self.written_norm = RMSNorm(width, config.norm_eps)
 
     @property
     def reach(self) -> int:
@@ -83,12 +85,12 @@ class TitansMAC(Layer):
         remembered, outputs = state.memory, []
         for part in x[:, :whole].split(self.size, dim=1) if whole else ():
             y, _ = self._attend(part, self.memory.recall(part, remembered.weights))
-            m, remembered = self.memory.segment(y, remembered)
+            m, remembered = self.memory.segment(self.written_norm(y), remembered)
             outputs.append(self.gate(y, m))
         rest, anchor, segment = x[:, whole:], remembered.weights, state.segment
         if rest.shape[1]:
             y, new = self._attend(rest, self.memory.recall(rest, anchor))
-            m, remembered = self.memory(y, remembered, rows=Rows())
+            m, remembered = self.memory(self.written_norm(y), remembered, rows=Rows())
             outputs.append(self.gate(y, m))
             segment = tuple(
                 torch.cat([a.to(b.dtype), b[:, a.shape[1] :]], dim=1) for a, b in zip(new, segment, strict=True)
@@ -112,7 +114,7 @@ class TitansMAC(Layer):
                 anchor = where_rows(begins, first.weights, anchor)
             cached = (state.segment, state.filled) if start == 0 else None
             y, context = self._attend(placed[:, here], self._recall(placed[:, here], anchor, mode), cached)
-            m, remembered = self.memory(y, remembered, mask=real[:, here], memory=mode)
+            m, remembered = self.memory(self.written_norm(y), remembered, mask=real[:, here], memory=mode)
             outputs.append(self.gate(y, m))
             seen.append(context)
             if mode == "on":
