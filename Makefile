@@ -53,8 +53,8 @@ test: $(READY) ## run the tests (about ten minutes on two cores)
 soak: $(READY) ## run the long tests
 	$(PYTEST) -n $(JOBS) --dist worksteal -m soak
 
-test-gpu: $(READY) ## run the tests that need a CUDA device
-	$(PYTEST) -m gpu
+test-gpu: $(READY) ## run the tests that need a CUDA device (and torch, pytest, einops, safetensors only)
+	$(PYTEST) -m gpu tests/ops
 
 check: $(READY) ## lint, format, types and architecture (what pre-commit runs)
 	$(RUN) -m ruff check .

@@ -60,7 +60,7 @@ def recording(model: nn.Module, attached: bool = False) -> Iterator[Recorder]:
 @contextmanager
 def inside(module: nn.Module) -> Iterator[None]:
     """Say which module the observations of this block belong to."""
-    recorders = _recorders.get()
+    recorders = _recording()
     for recorder in recorders:
         recorder.scope.append(recorder.paths.get(module, type(module).__name__))
     try:
@@ -72,15 +72,20 @@ def inside(module: nn.Module) -> Iterator[None]:
 
 def active() -> bool:
     """Whether anybody is recording: worth asking before computing something only to observe it."""
-    return not torch.compiler.is_compiling() and bool(_recorders.get())
+    return bool(_recording())
 
 
 def observe(name: str, value: Tensor) -> None:
     """Record the mean of `value` under `name`, for everybody who is recording."""
-    if not active() or not value.numel():
+    if not value.numel():
         return
-    for recorder in _recorders.get():
+    for recorder in _recording():
         # Outside every module is where a checkpointed chunk is computed again: it was seen before.
         if recorder.scope:
             seen = value if recorder.attached else value.detach()
             recorder.values[f"{recorder.scope[-1]}/{name}"].append(seen.float().mean())
+
+
+def _recording() -> tuple[Recorder, ...]:
+    """Who is recording; nobody while compiling, since a look at a ContextVar breaks the graph."""
+    return () if torch.compiler.is_compiling() else _recorders.get()

@@ -54,7 +54,7 @@ class Tokenizer:
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         names = [name for name in _END_NAMES if name in vocabulary]
         if not names:
-            raise UserError(f"tokenizer: no end-of-document token in it; looked for {', '.join(_END_NAMES)}")
+            raise UserError(f"tokenizer has no end-of-document token; it must have one of {', '.join(_END_NAMES)}")
         self.eos_id = vocabulary[names[0]]
 
     def encode(self, text: str) -> list[int]:
@@ -82,9 +82,9 @@ class Tokenizer:
             UserError: there is no such file, or `length` is not positive.
         """
         if length < 1:
-            raise UserError(f"length: {length} given; at least 1 token is needed")
+            raise UserError(f"length is {length}; it must be at least 1")
         if not Path(path).is_file():
-            raise UserError(f"path: no such file: {os.fspath(path)!r}")
+            raise UserError(f"path is {os.fspath(path)!r}, which is no file")
         return self._stream(Path(path), length)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -134,7 +134,7 @@ class Tokenizer:
         ids = [int(i) for i in (ids.flatten().tolist() if isinstance(ids, Tensor) else ids)]
         wrong = next((i for i in ids if not 0 <= i < self.vocab_size), None)
         if wrong is not None:
-            raise UserError(f"ids: {wrong} is outside the vocabulary; allowed: 0 to {self.vocab_size - 1}")
+            raise UserError(f"ids contain {wrong}; they must be 0 to vocab_size - 1 = {self.vocab_size - 1}")
         return ids
 
 
@@ -176,12 +176,14 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     file = Path(path)
     file = file / "tokenizer.json" if file.is_dir() else file
     if not file.is_file():
-        raise UserError(f"tokenizer: no such file: {str(file)!r}; expected a tokenizer.json, or a folder with one")
+        raise UserError(
+            f"tokenizer is {str(file)!r}, which is no file; it must be a tokenizer.json, or a folder with one"
+        )
     try:
         definition = file.read_bytes().decode("utf-8")
         return ByteTokenizer() if definition == _byte_definition() else Tokenizer(definition)
     except (UserError, UnicodeDecodeError) as error:
-        raise UserError(f"tokenizer: {str(file)!r} cannot be used ({str(error).removeprefix('tokenizer: ')})") from None
+        raise UserError(f"{str(file)!r} cannot be used: {error}") from None
 
 
 def train_bpe(
@@ -203,10 +205,10 @@ def train_bpe(
     from tokenizers import Tokenizer as HfTokenizer
 
     if vocab_size < 257:
-        raise UserError(f"vocab_size: {vocab_size} given; at least 257 are needed (256 bytes and {END})")
+        raise UserError(f"vocab_size is {vocab_size}; it must be at least 257, for 256 bytes and {END}")
     texts = (_well_formed(text) for text in texts)
     if (first := next(texts, None)) is None:
-        raise UserError("texts: no text to train a tokenizer on")
+        raise UserError("texts are empty; they must hold text to train a tokenizer on")
     hf = HfTokenizer(models.BPE())
     steps: list[Any] = []
     if split_words:
@@ -234,7 +236,7 @@ def _parse(definition: str) -> Any:
     try:
         return HfTokenizer.from_str(definition)
     except Exception as error:
-        raise UserError(f"tokenizer: not a tokenizer.json ({' '.join(str(error).split())[:120]})") from None
+        raise UserError(f"tokenizer is not a tokenizer.json: {' '.join(str(error).split())[:120]}") from None
 
 
 def _well_formed(text: str) -> str:

@@ -257,3 +257,13 @@ def test_the_header_names_the_model(model: nm.CausalLM, state: nm.State, tmp_pat
         metadata = file.metadata()
     assert json.loads(metadata["config"]) == CONFIG.to_dict()
     assert metadata["weights"] == model.identity()["weights"]
+
+
+@pytest.mark.parametrize("layer", ["titans_lmm", "titans_mac", "titans_mag", "titans_mal", "transformer"])
+def test_a_state_keeps_nothing_of_what_was_read_alive(layer: str) -> None:
+    memory, attention = nm.MemoryConfig(heads=2, chunk_size=4), nm.AttentionConfig(heads=2, window=4, segment=6)
+    model = nm.CausalLM(nm.ModelConfig(11, width=8, depth=1, pattern=[layer], attention=attention, memory=memory))
+    with torch.no_grad():
+        _, state = model(torch.arange(501)[None] % 11)
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for _, x in state.items() if x.numel()}
+    assert sum(storages.values()) <= state.nbytes

@@ -168,16 +168,16 @@ def test_bad_input(tmp_path: Path, bpe: Tokenizer) -> None:
     without_end["model"]["vocab"] = {k: v for k, v in without_end["model"]["vocab"].items() if k != END}
     (tmp_path / "no_end.json").write_text(json.dumps(without_end))
     for call, message in [
-        (lambda: load_tokenizer(tmp_path / "none"), "no such file"),
+        (lambda: load_tokenizer(tmp_path / "none"), "which is no file; it must be a tokenizer.json"),
         (lambda: load_tokenizer(tmp_path), "not a tokenizer.json"),
         (lambda: load_tokenizer(tmp_path / "bytes.json"), "cannot be used"),
         (lambda: load_tokenizer(tmp_path / "no_end.json"), "no end-of-document token"),
-        (lambda: ByteTokenizer().decode([257]), "257 is outside the vocabulary; allowed: 0 to 256"),
-        (lambda: bpe.decode(torch.tensor([-1])), "-1 is outside the vocabulary"),
-        (lambda: train_bpe(["a"], 256), "vocab_size: 256 given"),
-        (lambda: train_bpe([], 300), "no text"),
-        (lambda: bpe.stream(tmp_path / "none"), "path: no such file"),
-        (lambda: bpe.stream(tmp_path / "tokenizer.json", 0), "length: 0 given"),
+        (lambda: ByteTokenizer().decode([257]), "ids contain 257; they must be 0 to vocab_size - 1 = 256"),
+        (lambda: bpe.decode(torch.tensor([-1])), "ids contain -1"),
+        (lambda: train_bpe(["a"], 256), "vocab_size is 256; it must be at least 257"),
+        (lambda: train_bpe([], 300), "texts are empty"),
+        (lambda: bpe.stream(tmp_path / "none"), "path is .*, which is no file"),
+        (lambda: bpe.stream(tmp_path / "tokenizer.json", 0), "length is 0; it must be at least 1"),
     ]:
         with pytest.raises(UserError, match=message) as caught:
             call()

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
-from neuralmem.data.document import Document, Side, on_side
+from neuralmem.data.document import Document, Side, limited, on_side
 from neuralmem.errors import UserError, nearest
 
 Flavour = Literal["builtin", "stdlib"]
@@ -42,7 +42,7 @@ def documents(flavour: Flavour = "builtin", side: Side = "all", share: float = V
     """
     if flavour not in get_args(Flavour):
         hint = nearest(flavour, get_args(Flavour))
-        raise UserError(f"corpus: {flavour!r} given; allowed: {', '.join(get_args(Flavour))}{hint}")
+        raise UserError(f"corpus is {flavour!r}; it must be one of {', '.join(get_args(Flavour))}{hint}")
     found = _prose() if flavour == "builtin" else _sources()
     return [document for document in found if on_side(document.id.partition("/")[2], side, share)]
 
@@ -72,13 +72,7 @@ def haystack_text(characters: int, flavour: Flavour = "builtin", side: Side = "v
         >>> len(haystack_text(5000))
         5000
     """
-    parts, missing = [], characters
-    for text in haystack(flavour, side, seed):
-        if missing <= 0:
-            break
-        parts.append(text[:missing])
-        missing -= len(parts[-1])
-    return "".join(parts)
+    return "".join(limited(haystack(flavour, side, seed), characters))
 
 
 def size(flavour: Flavour = "builtin", side: Side = "all", share: float = VALIDATION_SHARE) -> int:
@@ -95,9 +89,7 @@ def fixed_slice(characters: int = 64_000) -> str:
     root = Path(sysconfig.get_paths()["stdlib"])
     text = "".join((root / name).read_text(encoding="utf-8") for name in _FIXED)[:64_000]
     if hashlib.sha256(text.encode()).hexdigest() != FIXED_SHA256:
-        raise UserError(
-            "corpus: this Python's library differs from CPython 3.8 to 3.13 in files that golden values need"
-        )
+        raise UserError("this Python's library differs from CPython 3.8 to 3.13 in files that golden values need")
     return text[:characters]
 
 
@@ -107,7 +99,9 @@ def _sources() -> tuple[Document, ...]:
     paths = [path.relative_to(root) for path in root.rglob("*.py")]
     names = sorted(path.as_posix() for path in paths if not _is_left_out(path))
     if not names:
-        raise UserError(f"corpus: no sources of the standard library under {str(root)!r}; give a text source instead")
+        raise UserError(
+            f"this Python came without the sources of its library in {str(root)!r}; give a text source instead"
+        )
     texts = ((name, (root / name).read_bytes().decode("utf-8", "replace")) for name in names)
     return tuple(Document(f"stdlib/{name}", text) for name, text in texts if text.strip())
 

@@ -41,7 +41,9 @@ def on_side(key: str, side: Side, share: float) -> bool:
         ['c', 'e', 'f']
     """
     if side not in get_args(Side):
-        raise UserError(f"side: {side!r} given; allowed: {', '.join(get_args(Side))}{nearest(side, get_args(Side))}")
+        raise UserError(
+            f"side is {side!r}; it must be one of {', '.join(get_args(Side))}{nearest(side, get_args(Side))}"
+        )
     if side == "all":
         return True
     number = int.from_bytes(hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=8).digest(), "big")
@@ -107,11 +109,11 @@ class Indexed(Source):
         share: float = 0.0,
     ) -> None:
         if not size:
-            raise UserError(f"source: {name!r} is empty; a source with at least one document is needed")
+            raise UserError(f"source {name!r} is empty; it must hold at least one document")
         if not 0 <= share < 1:
-            raise UserError(f"validation_share: {share} given; allowed: 0 to 1, 1 excluded")
+            raise UserError(f"validation.share is {share}; it must be at least 0 and less than 1")
         if share == 0 and side == "validation":
-            raise UserError(f"validation_share: 0 given, so {name!r} has no validation documents")
+            raise UserError(f"validation.share is 0; it must be above 0, or {name!r} has no validation documents")
         self.name, self._key, self._fetch, self._groups, self._share = name, key, fetch, groups, share
         mine = [number for number in range(size) if on_side(key(number), side, share)]
         self._cut: Side = side if side != "all" and share > 0 and len(mine) in (0, size) else "all"

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from neuralmem.data.corpus import Flavour
 from neuralmem.data.document import Indexed, Side
 from neuralmem.errors import UserError, nearest
 
@@ -40,13 +41,15 @@ def find(spec: str) -> list[tuple[str, Path]]:
         paths = [path for path in root.rglob("*") if path.suffix.lower() in known and path.is_file()]
         paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)]
         if not paths:
-            raise UserError(f"source: no {', '.join(sorted(known))} file under {spec!r}; a glob takes any text file")
+            raise UserError(
+                f"source is {spec!r}, which holds no {', '.join(sorted(known))} file; a glob takes any text file"
+            )
     else:
         paths, root = [root] if root.is_file() else [], root.parent
     if not paths:
-        raise UserError(f"source: no such file or folder: {spec!r}{_neighbour(Path(spec))}")
+        raise UserError(f"source is {spec!r}, which is no file or folder{_neighbour(Path(spec))}")
     if closed := next((path for path in paths if path.suffix.lower() in _CLOSED), None):
-        raise UserError(f"source: {str(closed)!r} is not text; allowed: text, .jsonl, .ndjson, .parquet, uncompressed")
+        raise UserError(f"source is {str(closed)!r}; it must be text, .jsonl, .ndjson or .parquet, uncompressed")
     return sorted((path.relative_to(root).as_posix(), path) for path in paths)
 
 
@@ -104,7 +107,7 @@ class _Spans:
         if broken := text.count("\ufffd") - data.count("\ufffd".encode()):
             if not self.replaced:
                 path = str(self.files[file][1])
-                warnings.warn(f"source: {path!r} is not UTF-8 in {broken} place(s), replaced by U+FFFD", stacklevel=2)
+                warnings.warn(f"source {path!r} is not UTF-8 in {broken} place(s), replaced by U+FFFD", stacklevel=2)
             self.replaced += broken
         return text
 
@@ -139,7 +142,7 @@ def _json_text(line: str, place: str, field: str) -> str:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UserError(f"source: {place} is not a JSON line: {error.msg}") from None
+        raise UserError(f"source {place} is not a JSON line: {error.msg}") from None
     return text_of(row if isinstance(row, dict) else {}, place, field)
 
 
@@ -147,7 +150,9 @@ def text_of(row: dict[str, Any], place: str, field: str) -> str:
     """The text field of a record, or a clear refusal."""
     if not isinstance(text := row.get(field), str):
         found = ", ".join(sorted(map(str, row))) or "none"
-        raise UserError(f"text_field: {place} has no text in {field!r}; its fields: {found}{nearest(field, row)}")
+        raise UserError(
+            f"text_field is {field!r}; {place} has no text there, its fields are {found}{nearest(field, row)}"
+        )
     return text
 
 
@@ -156,7 +161,7 @@ def _tables(spec: str, files: list[tuple[str, Path]], side: Side, share: float, 
     try:
         from pyarrow import ArrowInvalid, parquet
     except ImportError:
-        raise UserError("source: parquet files need the package pyarrow; pip install pyarrow") from None
+        raise UserError("source holds parquet files, which need the package pyarrow; pip install pyarrow") from None
     groups: list[tuple[int, int]] = []  # (file, row group)
     firsts = [0]
     for i, (name, path) in enumerate(files):
@@ -167,10 +172,12 @@ def _tables(spec: str, files: list[tuple[str, Path]], side: Side, share: float, 
                     [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)],
                 )
         except (ArrowInvalid, OSError) as error:
-            raise UserError(f"source: {str(path)!r} is not a parquet file ({str(error).splitlines()[0]})") from None
+            raise UserError(f"source {str(path)!r} is not a parquet file: {str(error).splitlines()[0]}") from None
         if field not in names:
             hint = nearest(field, names)
-            raise UserError(f"text_field: {name} has no {field!r}; its fields: {', '.join(names)}{hint}")
+            raise UserError(
+                f"text_field is {field!r}; {name} has no such field, its fields are {', '.join(names)}{hint}"
+            )
         groups += [(i, group) for group in range(len(sizes))]
         for size in sizes:
             firsts.append(firsts[-1] + size)
@@ -194,4 +201,6 @@ def _tables(spec: str, files: list[tuple[str, Path]], side: Side, share: float, 
 
 
 def _neighbour(path: Path) -> str:
-    return nearest(path.name, [other.name for other in path.parent.iterdir()]) if path.parent.is_dir() else ""
+    """The nearest of what could have been meant: a corpus, or a file beside the one that is not there."""
+    beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    return nearest(path.name, [*get_args(Flavour), *beside])

@@ -28,9 +28,8 @@ def open_hub(spec: str, *, side: Side = "all", share: float = 0.0, text_field: s
     options = dict(parse_qsl(query))
     for option in options:
         if option not in _OPTIONS:
-            raise UserError(
-                f"source: {spec!r}: no option {option!r}; allowed: {', '.join(_OPTIONS)}{nearest(option, _OPTIONS)}"
-            )
+            allowed = f"{', '.join(_OPTIONS)}{nearest(option, _OPTIONS)}"
+            raise UserError(f"source {spec!r} has option {option!r}; it must be one of {allowed}")
     streaming, field = options.get("streaming", "0") not in ("0", "false", "no"), options.get("field", text_field)
     wanted = {key: value for key, value in options.items() if key in ("data_files", "data_dir", "revision")}
     dataset = _load(name, options.get("config"), options.get("split", "train"), streaming, wanted)
@@ -50,13 +49,15 @@ def _load(name: str, config: str | None, split: str, streaming: bool, options: d
     try:
         from datasets import load_dataset
     except ImportError:
-        raise UserError("source: Hugging Face names need the package datasets; pip install datasets") from None
+        raise UserError(
+            "source is a Hugging Face name, which needs the package datasets; pip install datasets"
+        ) from None
     try:
         return load_dataset(name, config, split=split, streaming=streaming, **options)
     except Exception as error:  # the package raises dozens of kinds: offline, not found, gated, unknown split or config
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"source: 'hf:{name}' cannot be loaded ({reason}); without a network set HF_HUB_OFFLINE=1 to fail at once, "
+            f"source 'hf:{name}' cannot be loaded: {reason}; without a network set HF_HUB_OFFLINE=1 to fail at once, "
             "and use a local path or 'builtin'"
         ) from None
 

@@ -169,7 +169,7 @@ class _Synthetic:
         self, stages: list[Stage], batch_tokens: int, num_workers: int, seed: int, validation_batches: int
     ) -> None:
         if not stages:
-            raise UserError("stages: none given; at least one stage is needed")
+            raise UserError("stages is []; it must hold at least one stage")
         self.stages, self.batch_tokens, self.num_workers = stages, batch_tokens, num_workers
         self.seed, self.validation_batches = seed, validation_batches
         self.length, self.batch_size = stages[-1].length, max(1, batch_tokens // stages[-1].length)

@@ -47,7 +47,7 @@ class NeedleFormat:
     keys_held_out: float = 0.1
 
     def question(self, key: str) -> str:
-        """-> the text of a fact up to its value, spaces before the value left to the answer.
+        r"""-> the text of a fact up to its value, spaces before the value left to the answer.
 
         Example:
             >>> NeedleFormat("@{key} {value}\n").question("word")
@@ -56,7 +56,7 @@ class NeedleFormat:
         return self.fact.partition("{value}")[0].rstrip(" ").format(key=key)
 
     def answer(self, value: int) -> str:
-        """-> the value with the spaces before it and what follows it.
+        r"""-> the value with the spaces before it and what follows it.
 
         Example:
             >>> NeedleFormat("@{key} {value}\n").answer(7)
@@ -82,7 +82,7 @@ class NeedleFormat:
         for _ in range(10_000):
             if self.is_held_out(key, value := int(rng.integers(10**self.digits))) == held_out:
                 return value
-        raise UserError(f"pairs_held_out: {self.pairs_held_out} leaves key {key!r} without a value")
+        raise UserError(f"pairs_held_out is {self.pairs_held_out}, which leaves key {key!r} without a value")
 
 
 def find_keys(texts: Iterable[str], tokenizer: Tokenizer, form: NeedleFormat, least: int = 20) -> list[str]:
@@ -107,7 +107,7 @@ def find_keys(texts: Iterable[str], tokenizer: Tokenizer, form: NeedleFormat, le
         words = [word for word in words if len(tokenizer.encode(form.question(word))) == bare + form.key_tokens]
     if len(words) < 16:
         raise UserError(
-            f"key_tokens: only {len(words)} words of {form.key_tokens} token(s) found, 16 are needed; "
+            f"key_tokens is {form.key_tokens}; only {len(words)} words have so many tokens, 16 are needed: "
             "give 0 (any number), or a tokenizer trained on this text with split_words"
         )
     order = np.random.default_rng(0).permutation(len(words))
@@ -165,7 +165,7 @@ class Needles(Curriculum):
     ) -> None:
         super().__init__(stages, **options)
         if placing not in ("scattered", "front"):
-            raise UserError(f"placing: {placing!r} given; allowed: scattered, front")
+            raise UserError(f"placing is {placing!r}; it must be one of scattered, front")
         self.tokenizer, self.form = tokenizer, form or NeedleFormat()
         if not 0 <= text_share <= 1:
             raise UserError(f"text_share is {text_share}; it must be between 0 and 1")
@@ -179,10 +179,14 @@ class Needles(Curriculum):
         self._check_format()
         self._text = np.array([i for text in texts for i in tokenizer.encode(text)], dtype=np.int64)
         self._lines = self._line_starts()
-        for i, stage in enumerate(self.stages):
-            parts: list[Stage | Longer] = [stage, *stage.longer]
-            for part in parts:
-                self._check_stage(f"stages[{i}]", stage, part)
+        self._check_stages(len(self.keys))
+        longest = max(part.length for _, _, part in self._parts())
+        if longest > len(self._text):
+            raise UserError(f"length is {longest}; it must be at most {len(self._text)}, the tokens of the haystack")
+
+    def room(self, stage: Stage, part: Stage | Longer) -> int:
+        longest = max(len(self._question(key)) for key in self.keys) + len(self._answer(0))
+        return longest * (part.facts + part.questions) + (stage.gap if self.placing == "front" else 0)
 
     def draw(self, rng: np.random.Generator, layout: Layout) -> Batch:
         rows = [self._row(rng, layout) for _ in range(layout.rows)]
@@ -235,7 +239,7 @@ class Needles(Curriculum):
     def _check_format(self) -> None:
         """Facts are put together from their parts' tokens: refuse a format where that is not what `encode` gives."""
         if "{key}" not in self.form.fact or "{value}" not in self.form.fact.partition("{key}")[2]:
-            raise UserError(f"form.fact: {self.form.fact!r} given; it needs {{key}} and, behind it, {{value}}")
+            raise UserError(f"form.fact is {self.form.fact!r}; it must hold {{key}} and, behind it, {{value}}")
         after = self.form.fact.partition("{value}")[2]
         self._tail = len(self._answer(0)) - len(self.tokenizer.encode(self.form.answer(0).removesuffix(after)))
         for i, key in enumerate(islice(self.keys, 32)):
@@ -244,18 +248,6 @@ class Needles(Curriculum):
             whole = self.tokenizer.encode(self.form.question(key) + self.form.answer(value))
             if parts != whole or len(self._answer(value)) != len(self._answer(0)):
                 raise UserError(
-                    f"form.fact: the tokens of {self.form.fact!r} depend on the value; put a sign such as '=' in front "
-                    "of {value}, and use a tokenizer that splits digits"
+                    f"form.fact is {self.form.fact!r}, whose tokens depend on the value; put a sign such as '=' in "
+                    "front of {value}, and use a tokenizer that splits digits"
                 )
-
-    def _check_stage(self, name: str, stage: Stage, part: Stage | Longer) -> None:
-        if part.facts > (available := min(stage.keys or len(self.keys), len(self.keys))):
-            raise UserError(f"{name}.facts: {part.facts} given; only {available} distinct keys are in use")
-        if min(part.facts, part.questions) < 1:
-            raise UserError(f"{name}: {part.facts} facts and {part.questions} questions given; at least 1 of each")
-        longest = max(len(self._question(key)) for key in self.keys) + len(self._answer(0))
-        needed = longest * (part.facts + part.questions) + (stage.gap if self.placing == "front" else 0)
-        if part.length < needed:
-            raise UserError(f"{name}.length: {part.length} given; its facts and questions need {needed} tokens")
-        if part.length > len(self._text):
-            raise UserError(f"{name}.length: {part.length} given; the haystack has only {len(self._text)} tokens")

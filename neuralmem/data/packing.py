@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from neuralmem.data.batch import NO_LOSS, Batch
+from neuralmem.data.readers import ENDLESS, reader
 from neuralmem.data.sources import Source
 from neuralmem.errors import UserError
 from neuralmem.tokenizer import Tokenizer
-
-ENDLESS = 10**12  # Lightning reads one batch ahead, and resumes wrongly, where a dataset has no length
 
 
 @dataclass
@@ -77,10 +76,12 @@ class PackedText(IterableDataset[Batch]):
         super().__init__()
         for name, value in (("sequence_length", length), ("batch_size", batch_size), ("align", align)):
             if value < 1:
-                raise UserError(f"{name}: {value} given; at least 1 is needed")
+                raise UserError(f"{name} is {value}; it must be at least 1")
         if length % align:
             near = max(align, length // align * align)
-            raise UserError(f"sequence_length: {length} is not a multiple of align = {align}; nearest: {near}")
+            raise UserError(
+                f"sequence_length is {length}; it must be a multiple of align = {align}, for example {near}"
+            )
         self.source, self.tokenizer, self.length, self.batch_size = source, tokenizer, length, batch_size
         self.align, self.carry, self.seed, self.batches, self.shard = align, carry, seed, batches, shard
         self._next: int | None
@@ -96,7 +97,7 @@ class PackedText(IterableDataset[Batch]):
         if self.batches is not None and not self._resumed:
             self._rewind()  # a pass that was given up early does not shift the next one
         self._resumed = False
-        index, count = self._reader()
+        index, count = reader(self.shard)
         self._check_enough(index, count)
         documents = self._documents(index, count)
         while self.batches is None or self._yielded < self.batches:
@@ -116,8 +117,8 @@ class PackedText(IterableDataset[Batch]):
         """Go to a saved position; documents that were being read are read again."""
         if len(state["cursors"]) != len(self._cursors):
             raise UserError(
-                f"batch_size, carry: the saved position has {len(state['cursors'])} open documents, this run "
-                f"{len(self._cursors)}; resume with the settings of the saved run"
+                f"batch_size or carry has changed: the saved position has {len(state['cursors'])} open documents, "
+                f"this run {len(self._cursors)}; resume with the settings of the saved run"
             )
         self._epoch, self._next, self._yielded = state["epoch"], state["next"], state["yielded"]
         self._resumed = True
@@ -129,11 +130,6 @@ class PackedText(IterableDataset[Batch]):
         # Without carry, rows follow each other through one document; with it, every row has its own.
         self._cursors = [None] * (self.batch_size if self.carry else 1)
 
-    def _reader(self) -> tuple[int, int]:
-        worker = get_worker_info()
-        index, count = (worker.id, worker.num_workers) if worker else (0, 1)
-        return self.shard[0] * count + index, self.shard[1] * count
-
     def _check_enough(self, index: int, count: int) -> None:
         total = self.source.count
         if total is None or (self.batches is not None and total):
@@ -142,7 +138,7 @@ class PackedText(IterableDataset[Batch]):
         if mine < rows:
             wanted = f"{rows} row(s) that carry memory" if self.carry else "every reader"
             raise UserError(
-                f"source: {self.source.name!r} has {total} document(s), too few for {count} reader(s) (devices x "
+                f"source {self.source.name!r} has {total} document(s), too few for {count} reader(s) (devices x "
                 f"num_workers) with one for {wanted}; lower batch_size or num_workers, or document_bytes"
             )
 
@@ -161,7 +157,7 @@ class PackedText(IterableDataset[Batch]):
                     found = True
                     yield _Cursor(self._epoch, number, tokens)
             if not found and (self.batches is None or index == 0):  # a pass may leave one of many readers with nothing
-                raise UserError(f"source: {self.source.name!r} has no text for reader {index + 1} of {count}")
+                raise UserError(f"source {self.source.name!r} has no text for reader {index + 1} of {count}")
             if self.batches is not None:
                 return
             self._epoch, self._next = self._epoch + 1, index
@@ -173,7 +169,7 @@ class PackedText(IterableDataset[Batch]):
         document = next(iter(self.source.read(number, 1, shuffle=self._shuffle(epoch))), None)
         tokens = self._tokens(document.text if document else "")
         if offset >= len(tokens):
-            raise UserError(f"source: {self.source.name!r} has changed since the position to resume from was saved")
+            raise UserError(f"source {self.source.name!r} has changed since the position to resume from was saved")
         return _Cursor(epoch, number, tokens, offset)
 
     def _batch(self, documents: Iterator[_Cursor]) -> Batch | None:

@@ -13,7 +13,7 @@ from neuralmem.data import corpus
 from neuralmem.data.document import Document, Indexed, Joined, Side, Source, Texts, on_side
 from neuralmem.data.files import open_files
 from neuralmem.data.hub import open_hub
-from neuralmem.errors import UserError, nearest
+from neuralmem.errors import UserError
 
 __all__ = ["DOCUMENT_BYTES", "Document", "Indexed", "Joined", "Side", "Source", "Texts", "on_side", "open_source"]
 
@@ -47,10 +47,10 @@ def open_source(
     """
     specs = [spec] if isinstance(spec, str) else list(spec)
     if document_bytes < 1024:
-        raise UserError(f"document_bytes: {document_bytes} given; at least 1024 are needed")
+        raise UserError(f"document_bytes is {document_bytes}; it must be at least 1024")
     if not specs or not all(specs):
         raise UserError(
-            "source: nothing given; allowed: builtin, stdlib, a path, folder or glob, hf:NAME, or a list of these"
+            "source is empty; it must be builtin, stdlib, a path, folder or glob, hf:NAME, or a list of these"
         )
     if len(specs) == 1 and specs[0].startswith("hf:"):
         return open_hub(specs[0], side=side, share=share, text_field=text_field)
@@ -65,10 +65,6 @@ def _open(spec: str, side: Side, share: float, text_field: str, document_bytes: 
     if spec.startswith("hf:"):
         source = open_hub(spec, side=side, share=share, text_field=text_field)
         if not isinstance(source, Indexed):
-            raise UserError(f"source: {spec!r} streams, and a stream cannot be joined with others; use it alone")
+            raise UserError(f"source is {spec!r}, a stream, and a stream cannot be joined with others; use it alone")
         return [source]
-    try:
-        return open_files(spec, side=side, share=share, text_field=text_field, document_bytes=document_bytes)
-    except UserError as error:
-        hint = nearest(spec, get_args(corpus.Flavour))
-        raise UserError(f"{error}{hint}") if "no such file" in str(error) and hint else error from None
+    return open_files(spec, side=side, share=share, text_field=text_field, document_bytes=document_bytes)

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from neuralmem.data.batch import NO_LOSS, Batch
+from neuralmem.data.readers import ENDLESS, reader
 from neuralmem.errors import UserError
 
-ENDLESS = 10**12
 Part = Literal["train", "validation"]
 
 
@@ -103,12 +103,14 @@ class Curriculum(IterableDataset[Batch]):
     ) -> None:
         super().__init__()
         if not stages:
-            raise UserError("stages: none given; at least one stage is needed")
+            raise UserError("stages is []; it must hold at least one stage")
         if part not in ("train", "validation"):
-            raise UserError(f"part: {part!r} given; allowed: train, validation")
+            raise UserError(f"part is {part!r}; it must be one of train, validation")
         for i, stage in enumerate(stages):
             if sum(more.share for more in stage.longer) > 1:
-                raise UserError(f"stages[{i}].longer: shares add up to more than 1")
+                raise UserError(
+                    f"stages[{i}].longer has shares that add up to more than 1; they must add up to at most 1"
+                )
         self.stages, self.batch_tokens, self.seed, self.part = tuple(stages), batch_tokens, seed, part
         self.batches, self.shard, self._draws, self._resumed = batches, shard, 0, False
         self._stage = torch.zeros((), dtype=torch.long).share_memory_()
@@ -117,6 +119,30 @@ class Curriculum(IterableDataset[Batch]):
     def draw(self, rng: np.random.Generator, layout: Layout) -> Batch:
         """-> a batch of `layout.rows` rows of `layout.length` tokens."""
 
+    @abstractmethod
+    def room(self, stage: Stage, part: Stage | Longer) -> int:
+        """-> tokens that a row of a stage, or of a length mixed into it, must have at least."""
+
+    def _check_stages(self, keys: int) -> None:
+        """Refuse rows that cannot hold their facts and questions. `keys`: how many there are in all."""
+        for where, stage, part in self._parts():
+            for name in ("length", "facts", "questions"):
+                if getattr(part, name) < 1:
+                    raise UserError(f"{where}.{name} is {getattr(part, name)}; it must be at least 1")
+            if part.facts > (available := min(stage.keys or keys, keys)):
+                raise UserError(f"{where}.facts is {part.facts}; only {available} distinct keys are in use")
+            if part.length < (needed := self.room(stage, part)):
+                raise UserError(
+                    f"{where}.length is {part.length}; it must be at least {needed} for its facts and questions"
+                )
+
+    def _parts(self) -> Iterator[tuple[str, Stage, Stage | Longer]]:
+        """Every kind of row: the field's name, its stage, and the stage again or a length mixed into it."""
+        for i, stage in enumerate(self.stages):
+            yield f"stages[{i}]", stage, stage
+            for j, longer in enumerate(stage.longer):
+                yield f"stages[{i}].longer[{j}]", stage, longer
+
     @property
     def stage(self) -> int:
         return int(self._stage)
@@ -124,7 +150,7 @@ class Curriculum(IterableDataset[Batch]):
     @stage.setter
     def stage(self, number: int) -> None:
         if not 0 <= number < len(self.stages):
-            raise UserError(f"stage: {number} given; allowed: 0 to {len(self.stages) - 1}")
+            raise UserError(f"stage is {number}; it must be 0 to {len(self.stages) - 1}")
         self._stage.fill_(number)
 
     def advance(self) -> bool:
@@ -153,7 +179,7 @@ class Curriculum(IterableDataset[Batch]):
             self._draws = 0  # a pass that was given up early does not shift the next one
         self._resumed = False
         worker = get_worker_info()
-        index = self.shard[0] if worker is None else self.shard[0] * worker.num_workers + worker.id
+        index, _ = reader(self.shard)
         mine = None if self.batches is None else self.batches // (worker.num_workers if worker else 1)
         while mine is None or self._draws < mine:
             rng = np.random.default_rng([self.seed, self.part == "validation", index, self._draws])
@@ -224,24 +250,18 @@ class Recall(Curriculum):
         **options: Any,
     ) -> None:
         super().__init__(stages, **options)
-        if min(keys, values, noise) < 1:
-            raise UserError(f"keys, values, noise: {keys}, {values}, {noise} given; at least 1 of each is needed")
+        for name, count in (("keys", keys), ("values", values), ("noise", noise)):
+            if count < 1:
+                raise UserError(f"{name} is {count}; it must be at least 1")
         if not 0 < held_out < 1:
-            raise UserError(f"held_out: {held_out} given; allowed: between 0 and 1")
+            raise UserError(f"held_out is {held_out}; it must be above 0 and below 1")
         self.keys, self.values, self.noise = keys, values, noise
         self.scattered, self.held_out = scattered, held_out
         self.vocab_size = keys + values + noise
-        for i, stage in enumerate(self.stages):
-            parts: list[Stage | Longer] = [stage, *stage.longer]
-            for part in parts:
-                self._check(f"stages[{i}]", stage, part)
+        self._check_stages(self.keys)
 
-    def _check(self, name: str, stage: Stage, part: Stage | Longer) -> None:
-        needed = 2 * (part.facts + part.questions) + stage.gap
-        if part.length < needed:
-            raise UserError(f"{name}.length: {part.length} given; its facts, questions and gap need {needed}")
-        if part.facts > (available := min(stage.keys or self.keys, self.keys)):
-            raise UserError(f"{name}.facts: {part.facts} given; only {available} distinct keys are in use")
+    def room(self, stage: Stage, part: Stage | Longer) -> int:
+        return 2 * (part.facts + part.questions) + stage.gap
 
     def draw(self, rng: np.random.Generator, layout: Layout) -> Batch:
         rows, facts, questions = layout.rows, layout.facts, layout.questions
@@ -276,4 +296,6 @@ class Recall(Curriculum):
             if not wrong.any():
                 return values
             values[wrong] = rng.integers(0, self.values, int(wrong.sum()))
-        raise UserError(f"held_out: {self.held_out} leaves some key without a value; give more values ({self.values})")
+        raise UserError(
+            f"held_out is {self.held_out}, which leaves a key without a value; give more values than {self.values}"
+        )

@@ -32,11 +32,11 @@ def make_tokenizer(spec: str, texts: Iterable[str]) -> Tokenizer:
         return ByteTokenizer()
     if colon and kind in ("bpe", "words"):
         if not size.isdigit():
-            raise UserError(f"tokenizer: {spec!r} given; expected {kind}:NUMBER, for example {kind}:1024")
+            raise UserError(f"tokenizer is {spec!r}; it must be {kind}:NUMBER, for example {kind}:1024")
         return _trained(kind, int(size), texts)
     if not Path(spec).exists():
         hint = nearest(spec, ["bytes", "bpe:1024", "words:1024"])
-        raise UserError(f"tokenizer: {spec!r} given; allowed: bytes, bpe:NUMBER, words:NUMBER, or a path{hint}")
+        raise UserError(f"tokenizer is {spec!r}; it must be bytes, bpe:NUMBER, words:NUMBER, or a path{hint}")
     return load_tokenizer(spec)
 
 

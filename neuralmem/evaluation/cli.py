@@ -1,7 +1,7 @@
 """The command line of eval.py: options in, one line per error, exit code 2 for what the user can put right.
 
-Special: options are not guessed from their beginnings; a misspelt one is refused with the nearest. Torch is imported
-once there is something to evaluate.
+Special: options are not guessed from their beginnings; a misspelt one is refused with the nearest. What evaluation
+needs beside the package itself is imported once there is something to evaluate.
 """
 
 import argparse
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from neuralmem.errors import UserError, nearest
+from neuralmem.evaluation.haystack import NAMES
 
 HELP = """Evaluate a checkpoint.
 
@@ -38,9 +39,6 @@ A run that was stopped goes on where it was when the same command is given again
 """
 
 
-HAYSTACKS = ("builtin", "stdlib", "grammar", "noise", "file:PATH")  # `haystack.NAMES`, without importing torch
-
-
 class Parser(argparse.ArgumentParser):
     """A parser that raises instead of printing its usage and leaving."""
 
@@ -65,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(HELP)
             return 0
         if given[0] != "niah":
-            raise UserError(f"{given[0]!r} is not an evaluation; there is niah{nearest(given[0], ['niah'])}")
+            raise UserError(f"{given[0]!r} is not an evaluation; it must be niah{nearest(given[0], ['niah'])}")
         options = parse(given[1:])
         from neuralmem.evaluation.command import evaluate
 
@@ -122,7 +120,7 @@ def niah_parser() -> Parser:
     add("--depths", metavar="LIST", help="percents, or random (0,25,50,75,100; random for RULER's protocols)")
     add("--ablate", metavar="LIST", help="controls, of none,frozen,off,reset (all where there is a memory)")
     add("--protocol", default="exact", metavar="NAME", help="length rule: exact, ruler2024, ruler2025, lm-eval (exact)")
-    add("--haystack", default="", metavar="LIST", help=f"{', '.join(HAYSTACKS)} (as trained on; noise for s-niah-pk)")
+    add("--haystack", default="", metavar="LIST", help=f"{', '.join(NAMES)} (as trained on; noise for s-niah-pk)")
     add("--seed", type=int, default=42, metavar="N", help="same seed, same prompts (42)")
     add("--facts", type=int, default=6, metavar="N", help="facts in a prompt of the recall task, 5 at least (6)")
     add("--max-new-tokens", type=int, metavar="N", help="length of the answer (128; recall: as long as its values)")

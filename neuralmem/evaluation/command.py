@@ -26,7 +26,7 @@ from rich.text import Text
 
 from neuralmem.errors import UserError, nearest
 from neuralmem.evaluation.heatmap import write_heatmaps
-from neuralmem.evaluation.lengths import parse_depths, parse_lengths, parse_samples
+from neuralmem.evaluation.lengths import parse_depths, parse_lengths, parse_samples, split_list
 from neuralmem.evaluation.niah import DEPTHS, Settings, run
 from neuralmem.evaluation.prompts import find_task
 from neuralmem.evaluation.protocols import PROTOCOLS
@@ -52,7 +52,7 @@ def evaluate(options: argparse.Namespace) -> None:
     device = pick_device(options.device)
     model, tokenizer = load(folder, device=device)
     if tokenizer is None:
-        raise UserError(f"--checkpoint: {folder} has no tokenizer.json")
+        raise UserError(f"--checkpoint is {str(folder)!r}, which has no tokenizer.json")
     model = model.to(getattr(torch, options.dtype))
     if options.ablate is None and model.has_memory:
         settings = replace(settings, ablations=ABLATIONS)
@@ -79,18 +79,21 @@ def make_settings(options: argparse.Namespace, training: TrainingData) -> Settin
     found = parse_depths(depths)
     known = training.length is not None
     return Settings(
-        tasks=tuple(find_task(name) for name in _list(options.tasks, "--tasks")),
+        tasks=tuple(find_task(name) for name in split_list(options.tasks, "--tasks")),
         lengths=tuple(parse_lengths(options.lengths or ("1x,16x,64x" if known else "1k,4k,16k"), training.length)),
         depths=None if found is None else tuple(found),
         samples=parse_samples(options.samples or ("250,250,65" if known and not options.lengths else "50")),
         seed=options.seed,
         protocol=_one_of(options.protocol, PROTOCOLS, "--protocol"),
-        haystacks=tuple(_list(options.haystack, "--haystack")) if options.haystack else (),
+        haystacks=tuple(split_list(options.haystack, "--haystack")) if options.haystack else (),
         ablations=tuple(
             dict.fromkeys(
                 (
                     "none",
-                    *(_one_of(name, ABLATIONS, "--ablate") for name in _list(options.ablate or "none", "--ablate")),
+                    *(
+                        _one_of(name, ABLATIONS, "--ablate")
+                        for name in split_list(options.ablate or "none", "--ablate")
+                    ),
                 )
             )
         ),
@@ -120,7 +123,7 @@ def refuse_other_answers(out: Path, settings: Settings) -> None:
         now = getattr(settings, name)
         if before.get(name, now) != now:
             option = name.replace("_", "-")
-            raise UserError(f"--{option} is {now}, {out} has results with {before[name]}; give another --out")
+            raise UserError(f"--{option} is {now}; {out} has results with {before[name]}, give another --out")
 
 
 def write_settings(out: Path, settings: Settings) -> None:
@@ -133,7 +136,7 @@ def write_settings(out: Path, settings: Settings) -> None:
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / "settings.json", json.dumps(asdict(settings), indent=2) + "\n")
     except OSError as error:
-        raise UserError(f"--out: {out} cannot be written: {error.strerror}") from None
+        raise UserError(f"--out is {str(out)!r}, which cannot be written: {error.strerror}") from None
 
 
 def pick_device(name: str) -> torch.device:
@@ -149,7 +152,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError):
         raise UserError(
-            f"--device: {name!r} is not there; auto takes what is{nearest(name, ['auto', 'cpu'])}"
+            f"--device is {name!r}, which is not here; auto takes what is{nearest(name, ['auto', 'cpu'])}"
         ) from None
 
 
@@ -177,14 +180,7 @@ def progress_bar() -> Iterator[tuple[Any, Any]]:
         yield (lambda total: bar.update(task, total=total)), (lambda tokens: bar.advance(task, tokens))
 
 
-def _list(text: str, option: str) -> list[str]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts:
-        raise UserError(f"{option} is empty; give at least one value, separated by commas")
-    return parts
-
-
 def _one_of(name: str, allowed: Sequence[str], option: str) -> str:
     if name not in allowed:
-        raise UserError(f"{option}: {name!r} is not one of {', '.join(allowed)}{nearest(name, allowed)}")
+        raise UserError(f"{option} is {name!r}; it must be one of {', '.join(allowed)}{nearest(name, allowed)}")
     return name

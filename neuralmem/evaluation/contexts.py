@@ -53,7 +53,7 @@ class TokenisedHaystack:
         self, ids: Tensor, starts: list[int], encode: Encode, separator: str = "", units: Sequence[str] | None = None
     ) -> None:
         if not len(ids):
-            raise UserError("--haystack: there is no text in it")
+            raise UserError("--haystack holds no text")
         self.ids, self.starts, self.encode, self.separator, self.units = ids, starts, encode, separator, units
 
     def __len__(self) -> int:

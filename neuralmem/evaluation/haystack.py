@@ -89,7 +89,7 @@ def open_haystack(name: str, characters: int, seed: int = 0, share: float | None
         return Haystack(f"{name}-held-out", _held_out(name, seed, share))
     if name.startswith("file:"):
         return Haystack(name, _file(Path(name[5:]), characters))
-    raise UserError(f"--haystack: no haystack {name!r}; there are {', '.join(NAMES)}{nearest(name, NAMES)}")
+    raise UserError(f"--haystack is {name!r}; it must be one of {', '.join(NAMES)}{nearest(name, NAMES)}")
 
 
 def split_sentences(text: str) -> list[str]:
@@ -136,11 +136,11 @@ def _grammar(characters: int, seed: int) -> str:
 
 def _file(path: Path, characters: int) -> str:
     if not path.is_file():
-        raise UserError(f"--haystack: no such file: {str(path)!r}")
+        raise UserError(f"--haystack is 'file:{path}', which is no file")
     with path.open(encoding="utf-8", errors="replace") as file:
         text = file.read(max(characters, 1 << 20))
     if not text.strip():
-        raise UserError(f"--haystack: {str(path)!r} holds no text")
+        raise UserError(f"--haystack is 'file:{path}', which holds no text")
     return text
 
 

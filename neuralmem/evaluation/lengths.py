@@ -22,15 +22,15 @@ def parse_lengths(text: str, train_length: int | None = None) -> list[int]:
         ([1000, 4096, 1048576], [256, 4096])
     """
     lengths = set()
-    for part in _parts(text, "--lengths"):
+    for part in split_list(text, "--lengths"):
         found = re.fullmatch(r"(\d+)([kmx]?)", part.lower())
         if not found or not int(found[1]):
             raise UserError(
-                f"--lengths: {part!r} is no length; write 4096, 4k, 1m, or 16x for 16 times the training length"
+                f"--lengths holds {part!r}; it must be 4096, 4k, 1m, or 16x for 16 times the training length"
             )
         if found[2] == "x" and train_length is None:
             raise UserError(
-                f"--lengths: {part!r} needs the training length, and the checkpoint has no data.json with one"
+                f"--lengths holds {part!r}, which needs the training length; the checkpoint has no data.json with one"
             )
         unit = train_length if found[2] == "x" else _UNITS[found[2]]
         lengths.add(int(found[1]) * (unit or 1))
@@ -44,10 +44,10 @@ def parse_samples(text: str) -> tuple[int, ...]:
         >>> parse_samples("200,200,50")
         (200, 200, 50)
     """
-    for part in _parts(text, "--samples"):
+    for part in split_list(text, "--samples"):
         if not part.isdecimal() or not int(part):
-            raise UserError(f"--samples: {part!r} is no number of samples; write 50, or 200,200,50 for one per length")
-    return tuple(map(int, _parts(text, "--samples")))
+            raise UserError(f"--samples holds {part!r}; it must be a number: 50, or 200,200,50 for one per length")
+    return tuple(map(int, split_list(text, "--samples")))
 
 
 def parse_depths(text: str) -> list[float] | None:
@@ -60,20 +60,25 @@ def parse_depths(text: str) -> list[float] | None:
     if text.strip() == "random":
         return None
     depths = set()
-    for part in _parts(text, "--depths"):
+    for part in split_list(text, "--depths"):
         try:
             depth = float(part.removesuffix("%"))
         except ValueError:
             depth = -1.0
         if not 0 <= depth <= 100:
             raise UserError(
-                f"--depths: {part!r} is no depth; write percents from 0 to 100, as in 0,25,50,75,100, or random"
+                f"--depths holds {part!r}; it must be percents from 0 to 100, as in 0,25,50,75,100, or random"
             )
         depths.add(depth)
     return sorted(depths)
 
 
-def _parts(text: str, option: str) -> list[str]:
+def split_list(text: str, option: str) -> list[str]:
+    """The values of an option that takes several, separated by commas.
+
+    Raises:
+        UserError: there is none.
+    """
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
         raise UserError(f"{option} is empty; give at least one value, separated by commas")

@@ -67,7 +67,8 @@ def find_task(name: str) -> Task:
     by_ruler = {task.ruler: task for task in TASKS.values() if task.ruler}
     task = TASKS.get(name) or by_ruler.get(name)
     if task is None:
-        raise UserError(f"--tasks: no task {name!r}; there are {', '.join(TASKS)}{nearest(name, [*TASKS, *by_ruler])}")
+        hint = nearest(name, [*TASKS, *by_ruler])
+        raise UserError(f"--tasks holds {name!r}; it must be one of {', '.join(TASKS)}{hint}")
     return task
 
 

@@ -122,8 +122,8 @@ def ruler(cell: Cell) -> Build:
 def too_short(cell: Cell, least: int) -> UserError:
     """The error for a length that cannot hold the needle and its question."""
     return UserError(
-        f"--lengths: {cell.length} tokens is smaller than the needle with its question; {cell.task.name} with protocol "
-        f"{cell.protocol} and this tokenizer needs about {least} tokens"
+        f"--lengths holds {cell.length}; it must be at least about {least} tokens, the needle with its question in "
+        f"{cell.task.name} with protocol {cell.protocol} and this tokenizer"
     )
 
 

@@ -2,8 +2,7 @@
 
 Special: prompts are read in pieces, a batch of them at once, so their length costs time and not memory; each haystack
 is read once, and the state after it is both asked the question and thrown away for the reset control, where a fresh
-state reads the
-question alone: what that one still knows sat in the weights or in the question.
+state reads the question alone: what that one still knows sat in the weights or in the question.
 """
 
 import time

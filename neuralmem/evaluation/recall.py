@@ -59,7 +59,7 @@ def read_training_data(folder: Path) -> TrainingData:
         UserError: the folder does not exist, or its data.json cannot be read.
     """
     if not folder.is_dir():
-        raise UserError(f"--checkpoint: {folder} does not exist")
+        raise UserError(f"--checkpoint is {str(folder)!r}, which does not exist")
     path = folder / "data.json"
     if not path.is_file():
         return TrainingData()
@@ -67,7 +67,7 @@ def read_training_data(folder: Path) -> TrainingData:
         given = json.loads(path.read_text(encoding="utf-8"))
         return from_arguments(given.get("init_args", given))
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"--checkpoint: {path} cannot be used: {error}") from None
+        raise UserError(f"--checkpoint has {path}, which cannot be used: {error}") from None
 
 
 def from_arguments(given: dict[str, Any]) -> TrainingData:
@@ -104,7 +104,7 @@ def training_keys(training: TrainingData, tokenizer: Any, facts: int) -> list[st
     words = find_keys(limited(texts, HAYSTACK_CHARACTERS), tokenizer, training.form)
     keys = [word for word in words if not training.form.is_key_held_out(word)][: training.keys or None]
     if len(keys) < facts:
-        raise UserError(f"--facts is {facts}; the training text has only {len(keys)} keys")
+        raise UserError(f"--facts is {facts}; it must be at most {len(keys)}, the keys of the training text")
     return keys
 
 
@@ -120,8 +120,7 @@ def recall_prompts(
     """Prompts of exactly `cell.length` tokens: text with facts at line starts, then a question.
 
     The asked fact stands at the depth asked for, the others anywhere. Candidates are the values of the other facts,
-    then
-    random ones: a model that has kept some fact, but not whose, does not rank the truth first.
+    then random ones: a model that has kept some fact, but not whose, does not rank the truth first.
     """
 
     def build(number: int, depth: float | None, random: Random) -> Sample:

@@ -144,5 +144,5 @@ def read(path: Path) -> Iterator[Row]:
             if set(values) != names:
                 raise ValueError("other fields")
         except ValueError:
-            raise UserError(f"--out: line {number} of {path} is not a result row; give another folder") from None
+            raise UserError(f"--out has {path}, whose line {number} is not a result row; give another folder") from None
         yield Row(**values | {"needle_span": tuple(values["needle_span"])})

@@ -1,8 +1,7 @@
 """Scores of one answer: the official one, a strict one, and the rank of the truth among other answers.
 
 Special: RULER's official score is a substring anywhere in 128 greedy tokens, which rewards rambling, so the strict
-score
-stands beside it: the first string of the answer's type must be the answer.
+score stands beside it: the first string of the answer's type must be the answer.
 Source: RULER `string_match_all` (NVIDIA/RULER c3f5e3b, scripts/eval); evaluation.md section 2.3 and finding 7.
 """
 

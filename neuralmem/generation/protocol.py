@@ -5,6 +5,7 @@ Special: any object of this shape can be generated from and evaluated, an oracle
 
 from typing import Any, Protocol, Self, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from neuralmem.typing import MemoryMode
@@ -78,10 +79,8 @@ class TokenizerLike(Protocol):
         ...
 
 
-def device_of(model: Any) -> Any:
+def device_of(model: Any) -> torch.device:
     """The device of a model's parameters; the CPU for a model without any."""
-    import torch
-
     parameters = getattr(model, "parameters", None)
     first = next(iter(parameters()), None) if parameters else None
     return first.device if first is not None else torch.device("cpu")

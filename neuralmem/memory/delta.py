@@ -49,7 +49,7 @@ class Delta(MemoryRule):
             fast[0][0],
             chunk_size=self.config.chunk_size,
             write_mask=write_mask,
-            initial=self.fast(len(q))[0][0],
+            initial=None if reset is None else self.fast(len(q))[0][0],
             reset=reset,
             checkpoint_every=self.config.checkpoint_every,
             backend=self.config.backend,

@@ -71,7 +71,10 @@ class Titans(MemoryRule):
     ) -> tuple[Tensor, Fast]:
         k, v, theta, alpha, *eta = written
         weights, momentum = fast
-        first, start = self.fast(len(q))
+        initial = None
+        if reset is not None:
+            first, start = self.fast(len(q))
+            initial = first, start or None
         y, weights, surprise = neural_memory(
             q,
             k.to(q.dtype),
@@ -83,7 +86,7 @@ class Titans(MemoryRule):
             momentum or None,
             chunk_size=self.config.chunk_size,
             write_mask=write_mask,
-            initial=(first, start or None),
+            initial=initial,
             reset=reset,
             checkpoint_every=self.config.checkpoint_every,
             backend=self.config.backend,

@@ -26,14 +26,13 @@ FORMAT = "neuralmem-checkpoint-1"
 MANIFEST = "manifest.json"
 
 
-def save(folder: str | Path, model: CausalLM, tokenizer: Tokenizer | None = None, **files: dict[str, Any]) -> None:
+def save(folder: str | Path, model: CausalLM, tokenizer: Tokenizer | None = None) -> None:
     """Write a model to a folder; an older checkpoint there is replaced, other files are kept.
 
     Args:
         folder: made if it does not exist
         model: weights are written in their dtype
         tokenizer: written beside it if given
-        files: further JSON files, name without .json -> content
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -47,8 +46,8 @@ def save(folder: str | Path, model: CausalLM, tokenizer: Tokenizer | None = None
             if not (tied and name == "head.weight")
         }
         save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
-        for name, content in {"config": {"format": FORMAT, **model.config.to_dict()}, **files}.items():
-            (temporary / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+        config = {"format": FORMAT, **model.config.to_dict()}
+        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         if tokenizer is not None:
             tokenizer.save(temporary)
         entries = {file.name: _entry(file) for file in sorted(temporary.iterdir())}

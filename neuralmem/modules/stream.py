@@ -5,8 +5,7 @@ once; everything inside sees rows of real tokens that may end early. That is why
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,27 +26,35 @@ class Rows:
     Args:
         mask: Bool [B, T], True for each row's real tokens, all to the left; None when every token is real
         reset: Bool [B, T], True on a document's first token; None when no document starts
+
+    Attributes:
+        document: Int [B, T], 0 for the document that the state continues, then 1, 2, ...; None when no document starts
+
+    Example:
+        >>> Rows(reset=torch.tensor([[False, True, False, True]])).document
+        tensor([[0, 1, 1, 2]])
     """
 
     mask: Tensor | None = None
     reset: Tensor | None = None
+    document: Tensor | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Not a cached_property: its lock breaks the graph of torch.compile.
+        object.__setattr__(self, "document", None if self.reset is None else self.reset.cumsum(1))
 
     @property
     def plain(self) -> bool:
         """Every token is real and no document starts: nothing to take care of."""
         return self.mask is None and self.reset is None
 
-    @cached_property
-    def document(self) -> Tensor | None:
-        """Int [B, T], 0 for the document that the state continues, then 1, 2, ...; None when no document starts."""
-        return None if self.reset is None else self.reset.cumsum(1)
-
     def last(self, past: Tensor, x: Tensor) -> Tensor:
         """The last K real items of every row. past: [B, K, ...], x: [B, T, ...] -> [B, K, ...]."""
-        joined = torch.cat([past, x], dim=1)
-        size = past.shape[1]
+        size, total = past.shape[1], x.shape[1]
         if self.mask is None:
-            return joined[:, joined.shape[1] - size :]
+            # Joined after cutting: a view of everything read would keep it alive for as long as the state.
+            return torch.cat([past[:, min(total, size) :], x[:, max(total - size, 0) :]], dim=1)
+        joined = torch.cat([past, x], dim=1)
         index = self.mask.sum(1, keepdim=True) + torch.arange(size, device=x.device)
         return joined.gather(1, expand_index(index, joined))
 

@@ -27,6 +27,25 @@ def check_floating(**tensors: Tensor) -> None:
             raise UserError(f"{name} is on {x.device}; it must be on {device} like {next(iter(tensors))}")
 
 
+def check_tokens(q: Tensor, k: Tensor, v: Tensor, **gates: Tensor) -> None:
+    """Refuse anything but q, k, v [B, T, H, D] of one dtype and gates [B, T, H], all on one device."""
+    if q.ndim != 4:
+        raise UserError(f"q has shape {list(q.shape)}; it must be [B, T, H, D]")
+    check_floating(q=q, k=k, v=v, **gates)
+    for name, x in (("k", k), ("v", v)):
+        check_shape(name, x, q.shape)
+        if x.dtype != q.dtype:
+            raise UserError(f"{name} has dtype {x.dtype}; it must be {q.dtype} like q")
+    for name, gate in gates.items():
+        check_shape(name, gate, q.shape[:3])
+
+
+def check_count(name: str, number: int | None) -> None:
+    """Refuse a number of tokens or chunks below 1; None is no number."""
+    if number is not None and number < 1:
+        raise UserError(f"{name} is {number}; it must be at least 1")
+
+
 def check_mask(name: str, mask: Tensor | None, shape: Sequence[int]) -> None:
     """Refuse a mask that is not Bool of exactly `shape`."""
     if mask is None:

@@ -39,7 +39,10 @@ def run_chunks(
         return y, tuple(after)
     outputs, span = [], chunk_size * checkpoint_every
     for start in range(0, total, span):
-        y, *after = checkpoint(group, start, min(start + span, total), *state, use_reentrant=False)
+        # Nothing in a step is random, so the generators' state need not be kept.
+        y, *after = checkpoint(
+            group, start, min(start + span, total), *state, use_reentrant=False, preserve_rng_state=False
+        )
         outputs.append(y)
         state = tuple(after)
     return torch.cat(outputs, dim=2), state

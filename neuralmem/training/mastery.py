@@ -8,6 +8,7 @@ from collections import deque
 from typing import Any
 
 import lightning.pytorch as L
+import torch
 
 from neuralmem.data.synthetic import Curriculum
 from neuralmem.errors import UserError
@@ -36,10 +37,15 @@ class Mastery(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         data = curriculum(trainer)
-        if data is None or "asked" not in outputs or batch.tokens.shape[1] != data.stages[data.stage].length:
+        if data is None or "asked" not in outputs:
             return
-        exact, asked = (trainer.strategy.reduce(outputs[k].float(), reduce_op="sum").item() for k in ("exact", "asked"))
-        self.recent.append(exact / max(asked, 1.0))
+        counts = torch.stack([outputs["exact"], outputs["asked"]]).float()
+        if batch.tokens.shape[1] != data.stages[data.stage].length:
+            counts = torch.zeros_like(counts)  # not a return: ranks draw lengths of their own, and all must reduce
+        exact, asked = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        if not asked:
+            return
+        self.recent.append(exact / asked)
         share, left = sum(self.recent) / len(self.recent), data.stage
         if len(self.recent) == self.steps and share >= data.stages[left].mastery and data.advance():
             self.recent.clear()

@@ -94,8 +94,8 @@ def test_trained_tokenizers_are_cached(cache: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("byte", "allowed: bytes, bpe:NUMBER, .* did you mean 'bytes'"),
-        ("bpe:many", "expected bpe:NUMBER"),
+        ("byte", "it must be bytes, bpe:NUMBER, .* did you mean 'bytes'"),
+        ("bpe:many", "it must be bpe:NUMBER"),
         ("bpe:12", "at least 257"),
         ("none/tokenizer.json", "or a path"),
     ],

@@ -143,8 +143,8 @@ def test_shards_divide_the_documents() -> None:
 def test_bad_input() -> None:
     empty = Texts([("a", ""), ("b", "")])
     for call, message in [
-        (lambda: packed(length=30), "sequence_length: 30 is not a multiple of align = 8; nearest: 24"),
-        (lambda: packed(batch_size=0), "batch_size: 0 given"),
+        (lambda: packed(length=30), "sequence_length is 30; it must be a multiple of align = 8, for example 24"),
+        (lambda: packed(batch_size=0), "batch_size is 0; it must be at least 1"),
         (lambda: next(iter(packed(True, batch_size=20, batches=None))), "12 document.* too few"),
         (lambda: next(iter(packed(shard=(13, 14), batches=None))), "too few"),
         (lambda: next(iter(PackedText(empty, TOKENIZER, length=8, batch_size=1))), "has no text"),

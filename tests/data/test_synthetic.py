@@ -200,21 +200,25 @@ def test_mixed_lengths() -> None:
 
 def test_bad_input(tokenizer: Tokenizer, keys: list[str]) -> None:
     for call, message in [
-        (lambda: recall(stages=[]), "stages: none given"),
-        (lambda: recall(part="test"), "part: 'test' given"),
+        (lambda: recall(stages=[]), r"stages is \[\]"),
+        (lambda: recall(part="test"), "part is 'test'"),
         (
             lambda: recall(stages=[Stage(length=20)]),
-            r"stages\[0\].length: 20 given; its facts, questions and gap need 24",
+            r"stages\[0\].length is 20; it must be at least 24",
         ),
-        (lambda: recall(stages=[Stage(keys=4)]), r"stages\[0\].facts: 6 given; only 4 distinct keys"),
-        (lambda: recall(stages=[Stage(longer=[Longer(99, 0.9, 1, 1)] * 2)]), "shares add up to more than 1"),
-        (lambda: recall(held_out=0.0), "held_out: 0.0"),
-        (lambda: setattr(recall(), "stage", 2), "stage: 2 given; allowed: 0 to 1"),
-        (lambda: needles(tokenizer, keys, stages=[Stage(length=50)]), r"stages\[0\].length: 50 given"),
-        (lambda: needles(tokenizer, keys, stages=[Stage(length=10**7)]), "the haystack has only"),
-        (lambda: needles(tokenizer, keys, form=NeedleFormat(fact="{key}")), "it needs {key} and, behind it, {value}"),
-        (lambda: needles(tokenizer, keys, placing="behind"), "placing: 'behind' given"),
-        (lambda: find_keys(["few words"], tokenizer, NeedleFormat()), "only 0 words of 1 token"),
+        (lambda: recall(stages=[Stage(facts=0)]), r"stages\[0\].facts is 0; it must be at least 1"),
+        (lambda: recall(stages=[Stage(keys=4)]), r"stages\[0\].facts is 6; only 4 distinct keys"),
+        (lambda: recall(stages=[Stage(longer=[Longer(99, 0.9, 1, 1)] * 2)]), "shares that add up to more than 1"),
+        (lambda: recall(held_out=0.0), "held_out is 0.0"),
+        (lambda: setattr(recall(), "stage", 2), "stage is 2; it must be 0 to 1"),
+        (lambda: needles(tokenizer, keys, stages=[Stage(length=50)]), r"stages\[0\].length is 50"),
+        (lambda: needles(tokenizer, keys, stages=[Stage(length=10**7)]), "the tokens of the haystack"),
+        (
+            lambda: needles(tokenizer, keys, form=NeedleFormat(fact="{key}")),
+            "it must hold {key} and, behind it, {value}",
+        ),
+        (lambda: needles(tokenizer, keys, placing="behind"), "placing is 'behind'"),
+        (lambda: find_keys(["few words"], tokenizer, NeedleFormat()), "key_tokens is 1; only 0 words"),
     ]:
         with pytest.raises(UserError, match=message):
             call()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
-from neuralmem.evaluation.cli import HAYSTACKS, main, parse
+from neuralmem.evaluation.cli import main, parse
 from neuralmem.evaluation.command import make_settings
 from neuralmem.evaluation.haystack import NAMES
 from neuralmem.evaluation.recall import TrainingData, read_training_data
@@ -99,31 +99,37 @@ def test_help_is_quick_and_has_an_example() -> None:
     assert time.perf_counter() - start < 10, "2 s on a machine that does nothing else"
     assert result.returncode == 0
     assert "python eval.py niah --checkpoint runs/quickstart" in result.stdout
-    assert HAYSTACKS == NAMES
+    assert ", ".join(NAMES) in " ".join(result.stdout.split())
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tasks", "s-niah-kp"], "no task 's-niah-kp'; there are s-niah-pk, .*; did you mean 's-niah-pk'"),
+        (
+            ["--tasks", "s-niah-kp"],
+            "--tasks holds 's-niah-kp'; it must be one of s-niah-pk, .*; did you mean 's-niah-pk'",
+        ),
         (["--lenghts", "1k"], "--lenghts is not an option; did you mean '--lengths'"),
         (["--length", "1k"], "--length is not an option; did you mean '--lengths'"),
-        (["--checkpoint", "no/such/run"], "--checkpoint: no/such/run does not exist"),
-        (["--lengths", "64", "--haystack", "grammar", "--tasks", "s-niah-n"], "64 tokens is smaller than the needle"),
-        (["--lengths", "32"], "32 tokens is smaller than the needle"),
-        (["--lengths", "many"], "--lengths: 'many' is no length"),
-        (["--depths", "120"], "--depths: '120' is no depth"),
-        (["--samples", "0"], "--samples: '0' is no number of samples"),
-        (["--samples", "few"], "--samples: 'few' is no number of samples"),
-        (["--protocol", "ruler"], "--protocol: 'ruler' is not one of exact, ruler2024, .*did you mean 'ruler20"),
-        (["--ablate", "none,froozen"], "--ablate: 'froozen' is not one of .*did you mean 'frozen'"),
-        (["--haystack", "grammer"], "no haystack 'grammer'.*did you mean 'grammar'"),
-        (["--haystack", "file:no.txt"], "no such file: 'no.txt'"),
-        (["--device", "gpu"], "--device: 'gpu' is not there"),
+        (["--checkpoint", "no/such/run"], "--checkpoint is 'no/such/run', which does not exist"),
+        (
+            ["--lengths", "64", "--haystack", "grammar", "--tasks", "s-niah-n"],
+            "--lengths holds 64; it must be at least about",
+        ),
+        (["--lengths", "32"], "--lengths holds 32; it must be at least about"),
+        (["--lengths", "many"], "--lengths holds 'many'; it must be"),
+        (["--depths", "120"], "--depths holds '120'; it must be"),
+        (["--samples", "0"], "--samples holds '0'; it must be"),
+        (["--samples", "few"], "--samples holds 'few'; it must be"),
+        (["--protocol", "ruler"], "--protocol is 'ruler'; it must be one of exact, ruler2024, .*did you mean 'ruler20"),
+        (["--ablate", "none,froozen"], "--ablate is 'froozen'; it must be one of .*did you mean 'frozen'"),
+        (["--haystack", "grammer"], "--haystack is 'grammer'; .*did you mean 'grammar'"),
+        (["--haystack", "file:no.txt"], "--haystack is 'file:no.txt', which is no file"),
+        (["--device", "gpu"], "--device is 'gpu', which is not here"),
         (["--dtype", "float8"], "--dtype: invalid choice: 'float8'"),
         (["--samples"], "--samples: expected one argument"),
         (["stray"], "stray is not an option"),
-        (["--lengths", "300", "--out", __file__], "--out: .* cannot be written: File exists"),
+        (["--lengths", "300", "--out", __file__], "--out is .*, which cannot be written: File exists"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(
@@ -148,7 +154,7 @@ def test_errors_are_one_line_and_exit_code_2(
 def test_errors_from_the_program_itself(checkpoint: Path) -> None:
     result = call("naih")
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "error: 'naih' is not an evaluation; there is niah; did you mean 'niah'?\n"
+    assert result.stderr == "error: 'naih' is not an evaluation; it must be niah; did you mean 'niah'?\n"
     damaged = checkpoint.parent / "damaged"
     damaged.mkdir()
     for path in checkpoint.glob("*.*"):

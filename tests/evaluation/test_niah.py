@@ -183,7 +183,7 @@ def test_resume_knows_another_checkpoint_and_more_samples(
 
 def test_rows_of_something_else_are_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n')
-    with pytest.raises(UserError, match=r"line 1 of .* is not a result row"):
+    with pytest.raises(UserError, match=r"rows.jsonl, whose line 1 is not a result row"):
         list(store.read(tmp_path / "rows.jsonl"))
 
 
@@ -199,7 +199,7 @@ def test_a_model_that_says_nan_is_wrong_and_not_a_crash(
 def test_errors_come_before_reading(
     settings: Settings, oracle: Oracle, subject: Subject, tmp_path: Path, training: TrainingData
 ) -> None:
-    with pytest.raises(UserError, match="--lengths: 100 tokens is smaller than the needle"):
+    with pytest.raises(UserError, match="--lengths holds 100; it must be at least about"):
         ask(replace(settings, lengths=(100, 2048)), oracle, subject, tmp_path / "out", training)
     assert not (tmp_path / "out").exists()
     assert oracle.reads == []
@@ -221,7 +221,7 @@ def test_csv_has_a_line_per_depth_and_ablation(
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("4kk", "no length"), ("0", "no length"), ("16x", "training length"), (",", "--lengths is empty")],
+    [("4kk", "it must be 4096"), ("0", "it must be 4096"), ("16x", "training length"), (",", "--lengths is empty")],
 )
 def test_bad_lengths(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -230,7 +230,7 @@ def test_bad_lengths(text: str, message: str) -> None:
 
 @pytest.mark.parametrize("text", ["-1", "101", "half"])
 def test_bad_depths(text: str) -> None:
-    with pytest.raises(UserError, match="is no depth"):
+    with pytest.raises(UserError, match="it must be percents"):
         parse_depths(text)
 
 
@@ -248,7 +248,7 @@ def test_training_data_from_a_run_folder(tmp_path: Path) -> None:
     assert (found.length, found.keys, found.haystack) == (320, 99, "stdlib")
     assert found.form == NeedleFormat(**form)
     (tmp_path / "data.json").write_text("{")
-    with pytest.raises(UserError, match=r"data\.json cannot be used"):
+    with pytest.raises(UserError, match=r"data\.json, which cannot be used"):
         read_training_data(tmp_path)
 
 

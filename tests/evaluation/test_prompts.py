@@ -63,5 +63,5 @@ def test_continuations_are_ten_and_different() -> None:
 
 
 def test_unknown_task_names_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"no task 's-niah-kp'.*did you mean 's-niah-pk'"):
+    with pytest.raises(UserError, match=r"--tasks holds 's-niah-kp'.*did you mean 's-niah-pk'"):
         find_task("s-niah-kp")

@@ -207,3 +207,11 @@ def test_a_config_that_fits_nothing_is_refused(change: dict[str, Any], message: 
     with pytest.raises(UserError) as error:
         CausalLM(replace(CONFIG, **change))
     assert str(error.value).startswith(message)
+
+
+def test_a_training_step_compiles_without_a_break_in_the_graph() -> None:
+    tokens = torch.arange(20)[None] % 11
+    memory, attention = MemoryConfig(heads=2, chunk_size=8), AttentionConfig(heads=2, window=4)
+    model = CausalLM(ModelConfig(11, width=8, depth=1, attention=attention, memory=memory))
+    logits, _ = torch.compile(model, backend="eager", fullgraph=True)(tokens)
+    torch.testing.assert_close(logits, model(tokens)[0])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from neuralmem.ops import evaluate_memory, neural_memory
-from neuralmem.ops.neural_memory.chunked import decay_products
+from neuralmem.ops.decay import decay_products
 from tests.ops.memory_cases import ACTIVATION, Call, assert_all_close, flatten, make, outputs_and_gradients, papers_loop
 
 

@@ -55,5 +55,5 @@ def test_keeps_dtype_and_norm() -> None:
 
 
 def test_odd_width_is_refused() -> None:
-    with pytest.raises(UserError, match="even head width, got 5"):
+    with pytest.raises(UserError, match="head width is 5; it must be even"):
         rotary_table(torch.arange(3), 5, 10000.0, torch.float32)

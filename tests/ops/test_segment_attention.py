@@ -101,7 +101,7 @@ def test_half_precision_is_as_close_as_its_inputs() -> None:
 def test_empty_and_wrong_slots() -> None:
     (q, *rest), pair = make(5)
     assert attend_segment(q[:, :0], *rest, prefix=pair).shape == (2, 0, 2, 4)
-    with pytest.raises(UserError, match="first: 5 queries in 5 slots start at 0 to 0, got 1"):
+    with pytest.raises(UserError, match="first is 1; it must be 0 to 0 for 5 queries in 5 slots"):
         attend_segment(q, *rest, first=1)
-    with pytest.raises(UserError, match="kh, vh: expected the shape of ks"):
+    with pytest.raises(UserError, match=r"kh has shape .*; it must be"):
         attend_segment(q, *rest[:2], rest[2][:, :3], rest[3])

@@ -55,6 +55,21 @@ def test_rows_of_another_length_do_not_count() -> None:
     assert data.stage == 0
 
 
+def test_ranks_that_drew_another_length_reduce_as_well() -> None:
+    data, mastery = stages(), Mastery(steps=1)
+    trainer = trainer_with(data)
+    own: list[list[float]] = []
+
+    def reduce(counts: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        own.append(counts.tolist())
+        return counts + torch.tensor([9.0, 10.0])  # what the other rank has
+
+    trainer.strategy.reduce = reduce
+    feed(mastery, trainer, 1, length=99)
+    assert own == [[0.0, 0.0]]
+    assert data.stage == 1
+
+
 def test_its_state_is_part_of_a_checkpoint() -> None:
     data, first, second = stages(), Mastery(steps=3), Mastery(steps=3)
     feed(first, trainer_with(data), 9, times=2)

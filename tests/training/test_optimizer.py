@@ -37,6 +37,16 @@ def test_the_gates_of_a_memory_learn_at_their_own_rate() -> None:
     assert {group["lr"] for group in groups} == {1e-3, 3e-3}
 
 
+def test_a_step_counts_as_a_change_of_the_weights() -> None:
+    model = CausalLM(ModelConfig(17, width=16, depth=1))
+    optimizer = make_optimizer(model, OptimizerConfig())
+    logits, state = model(torch.arange(8)[None])
+    logits.sum().backward()
+    optimizer.step()
+    with pytest.raises(UserError, match="earlier weights"):
+        state.identity()
+
+
 def test_every_parameter_moves() -> None:
     model = CausalLM(ModelConfig(17, width=16, depth=1))
     optimizer = make_optimizer(model, OptimizerConfig())

@@ -18,7 +18,7 @@ BROKEN = "model: {width: [1\n"
         (["--trainer.max_step", "3"], "--trainer.max_step is not an option; did you mean '--trainer.max_steps'?"),
         (["--data.sequence_lenght", "8"], "data has no field 'sequence_lenght'; did you mean 'sequence_length'?"),
         (["--model.depth", "four"], "model.depth is 'four'; it must be an integer"),
-        (["--model.depth", "0"], "model.depth is 0; it must be a positive integer"),
+        (["--model.depth", "0"], "model.depth is 0; it must be positive"),
         (["--model.depth"], "--model.depth needs a value"),
         (["--model.attention.window", "x"], "model.attention.window is 'x'; it must be an integer or null"),
         (["--model.attention.backend", "flash_atn"], "did you mean 'flash_attn'?"),
@@ -67,4 +67,4 @@ def test_debug_shows_where_it_came_from(capsys: pytest.CaptureFixture) -> None:
     assert main(["--config", TINY, "--model.depth", "0", "--debug"]) == 2
     said = capsys.readouterr().err
     assert "Traceback" in said
-    assert said.strip().splitlines()[-1] == "error: model.depth is 0; it must be a positive integer"
+    assert said.strip().splitlines()[-1] == "error: model.depth is 0; it must be positive"

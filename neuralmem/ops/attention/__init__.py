@@ -11,9 +11,10 @@ import torch
 
 from neuralmem.errors import UserError, nearest
 from neuralmem.ops.attention import banded, dense, flash, flex, torch_flash
-from neuralmem.ops.attention.call import Call, prepare, to_autocast, without_autocast
+from neuralmem.ops.attention.call import Call, prepare
 from neuralmem.ops.attention.mac import attend_segment
 from neuralmem.ops.attention.rotary import rotary_table, rotate
+from neuralmem.ops.autocast import to_autocast, without_autocast
 from neuralmem.typing import Tensor
 
 __all__ = ["BACKENDS", "attend", "attend_segment", "rotary_table", "rotate"]
@@ -82,9 +83,11 @@ def _choose(call: Call, backend: str) -> str:
         return next(name for name in _ladder(call) if BACKENDS[name].refuses(call) is None)
     if backend not in BACKENDS:
         allowed = ", ".join(["auto", *BACKENDS])
-        raise UserError(f"attention.backend: must be one of {allowed}, got {backend!r}{nearest(backend, BACKENDS)}")
+        raise UserError(f"attention.backend is {backend!r}; it must be one of {allowed}{nearest(backend, BACKENDS)}")
     if reason := BACKENDS[backend].refuses(call):
-        raise UserError(f"attention.backend: {backend!r} cannot serve this call: {reason}; 'auto' picks one that can")
+        raise UserError(
+            f"attention.backend is {backend!r}, which cannot serve this call: {reason}; 'auto' picks one that can"
+        )
     return backend
 
 

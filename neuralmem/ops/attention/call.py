@@ -3,13 +3,13 @@
 Rotation happens here, once, so that a rung knows neither positions nor their base.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 
 from neuralmem.errors import UserError
 from neuralmem.ops.attention.rotary import rotary_table, rotate
+from neuralmem.ops.checks import check_shape
 from neuralmem.typing import Tensor
 
 HOLE = -1  # the document of a key that nobody sees
@@ -41,47 +41,30 @@ class Call(NamedTuple):
 def check_shapes(q: Tensor, k: Tensor, v: Tensor, prefix: tuple[Tensor, Tensor] | None) -> None:
     """Refuse what does not fit, naming the argument."""
     if q.ndim != 4:
-        raise UserError(f"q: expected [B, T, N, D], got {list(q.shape)}")
+        raise UserError(f"q has shape {list(q.shape)}; it must be [B, T, N, D]")
     batch, tokens, heads, width = q.shape
     if k.ndim != 4 or k.shape[0] != batch or k.shape[1] < tokens or k.shape[2:] != q.shape[2:]:
-        raise UserError(f"k: expected [{batch}, K >= {tokens}, {heads}, {width}], got {list(k.shape)}")
-    if v.shape != k.shape:
-        raise UserError(f"v: expected the shape of k, {list(k.shape)}, got {list(v.shape)}")
+        raise UserError(f"k has shape {list(k.shape)}; it must be [{batch}, K >= {tokens}, {heads}, {width}]")
+    check_shape("v", v, k.shape)
     for name, x in (("k", k), ("v", v)):
         if x.dtype != q.dtype:
-            raise UserError(f"{name}: expected the dtype of q, {q.dtype}, got {x.dtype}")
+            raise UserError(f"{name} has dtype {x.dtype}; it must be {q.dtype} like q")
     for name, x in zip(("key", "value"), prefix or (), strict=False):
         if x.ndim != 3 or x.shape[1:] != q.shape[2:]:
-            raise UserError(f"prefix {name}: expected [P, {heads}, {width}], got {list(x.shape)}")
+            raise UserError(f"prefix {name} has shape {list(x.shape)}; it must be [P, {heads}, {width}]")
 
 
 def documents_of(q: Tensor, k: Tensor, query: Tensor | None, key: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Checked documents of queries and keys; the queries' default to those of the last T keys."""
     if key is None:
         if query is not None:
-            raise UserError("query_document: needs key_document as well, got None")
+            raise UserError("query_document is given without key_document; give both, or key_document alone")
         return None, None
-    if key.shape != k.shape[:2]:
-        raise UserError(f"key_document: expected {list(k.shape[:2])}, got {list(key.shape)}")
+    check_shape("key_document", key, k.shape[:2])
     if query is None:
         query = key[:, key.shape[1] - q.shape[1] :]
-    if query.shape != q.shape[:2]:
-        raise UserError(f"query_document: expected {list(q.shape[:2])}, got {list(query.shape)}")
+    check_shape("query_document", query, q.shape[:2])
     return query, key
-
-
-def to_autocast(*tensors: Tensor) -> list[Tensor]:
-    """What autocast does to the inputs of a matrix product: float32 becomes its dtype, anything else stays."""
-    kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(kind)
-    return [x.to(dtype) if x.dtype == torch.float32 else x for x in tensors]
-
-
-def without_autocast(kind: str) -> AbstractContextManager[object]:
-    """Autocast would round the float32 scores of the explicit rungs to half precision. `kind`: the device's type."""
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def prepare(
@@ -96,7 +79,7 @@ def prepare(
     """Check the arguments of `attend`, turn queries and keys by their index on the key axis, blank the holes."""
     check_shapes(q, k, v, prefix)
     if window is not None and window < 1:
-        raise UserError(f"attention.window: must be at least 1 or None, got {window}")
+        raise UserError(f"attention.window is {window}; it must be at least 1 or None")
     query_document, key_document = documents_of(q, k, *documents)
     if key_document is not None:
         # A weight of zero does not silence a NaN in an unused cache slot: 0 * NaN is NaN.

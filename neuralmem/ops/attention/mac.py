@@ -8,9 +8,11 @@ Source: Titans (2501.00663) equations 22-23; where they leave causality open, sl
 import torch
 
 from neuralmem.errors import UserError
-from neuralmem.ops.attention.call import check_shapes, to_autocast, without_autocast
+from neuralmem.ops.attention.call import check_shapes
 from neuralmem.ops.attention.dense import masked_attention
 from neuralmem.ops.attention.rotary import rotary_table, rotate
+from neuralmem.ops.autocast import to_autocast, without_autocast
+from neuralmem.ops.checks import check_shape
 from neuralmem.typing import Tensor
 
 
@@ -33,9 +35,13 @@ def attend_segment(
         kh, vh: Float [B, S, N, D] the same of what the memory recalled
         prefix: None, or keys and values Float [P, N, D] of the persistent tokens, which have no position
         first: the slot of the first query; Int [B] if it differs between rows
+        rotary_base: base of the rotary positions, which are slots
 
     Returns:
         Float [B, Q, N, D] in the dtype of q; slot i sees the prefix, h up to i and s up to i
+
+    Raises:
+        UserError: shapes or dtypes that do not fit, naming the argument.
 
     Example:
         >>> q, k, v = torch.zeros(3, 1, 4, 2, 8).unbind(0)
@@ -45,11 +51,11 @@ def attend_segment(
     kind = q.device.type
     q, ks, vs, kh, vh = to_autocast(q, ks, vs, kh, vh)
     check_shapes(q, ks, vs, prefix)
-    if kh.shape != ks.shape or vh.shape != ks.shape:
-        raise UserError(f"kh, vh: expected the shape of ks, {list(ks.shape)}, got {list(kh.shape)}, {list(vh.shape)}")
+    check_shape("kh", kh, ks.shape)
+    check_shape("vh", vh, ks.shape)
     last = ks.shape[1] - q.shape[1]
     if isinstance(first, int) and not 0 <= first <= last:
-        raise UserError(f"first: {q.shape[1]} queries in {ks.shape[1]} slots start at 0 to {last}, got {first}")
+        raise UserError(f"first is {first}; it must be 0 to {last} for {q.shape[1]} queries in {ks.shape[1]} slots")
     with without_autocast(kind):
         return _attend_segment(q, torch.cat([kh, ks], 1), torch.cat([vh, vs], 1), prefix, first, rotary_base)
 

@@ -24,9 +24,12 @@ def rotary_table(positions: Tensor, width: int, base: float, dtype: torch.dtype)
 
     Returns:
         two Float [..., T, 1, D/2], ready to broadcast over heads
+
+    Raises:
+        UserError: the head width is odd.
     """
     if width % 2:
-        raise UserError(f"attention.heads: rotary positions need an even head width, got {width}")
+        raise UserError(f"head width is {width}; it must be even, for rotary positions")
     exact = torch.float32 if positions.device.type == "mps" else torch.float64
     exponent = torch.arange(0, width, 2, dtype=exact, device=positions.device) / width
     angle = (positions.to(exact)[..., None] * base**-exponent)[..., None, :]

@@ -7,7 +7,16 @@ loop, `chunked.py` the same function by one triangular solve per chunk. README.m
 import torch
 
 from neuralmem.errors import UserError
-from neuralmem.ops.checks import check_floating, check_mask, check_reset, check_shape, choose_backend
+from neuralmem.ops.autocast import without_autocast
+from neuralmem.ops.checks import (
+    check_count,
+    check_floating,
+    check_mask,
+    check_reset,
+    check_shape,
+    check_tokens,
+    choose_backend,
+)
 from neuralmem.ops.delta_descent.chunked import chunked
 from neuralmem.ops.delta_descent.reference import reference
 from neuralmem.typing import Tensor
@@ -68,7 +77,7 @@ def delta_descent(
     chosen = choose_backend(backend, ("chunked", "reference"), UNAVAILABLE)
     wide = torch.promote_types(q.dtype, torch.float32)
     run = reference if chosen == "reference" else chunked
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         y, weights = run(
             *(x.to(wide) for x in (q, k, v, theta, alpha, weights)),
             chunk_size=chunk_size,
@@ -93,25 +102,17 @@ def _check(
     reset: Tensor | None,
     checkpoint_every: int | None,
 ) -> None:
-    if q.ndim != 4:
-        raise UserError(f"q has shape {list(q.shape)}; it must be [B, T, H, D]")
+    check_tokens(q, k, v, theta=theta, alpha=alpha)
     B, T, H, D = q.shape
-    check_floating(q=q, k=k, v=v, theta=theta, alpha=alpha, weights=weights)
-    for name, x in (("k", k), ("v", v)):
-        check_shape(name, x, q.shape)
-        if x.dtype != q.dtype:
-            raise UserError(f"{name} has dtype {x.dtype}; it must be {q.dtype} like q")
-    for name, x in (("theta", theta), ("alpha", alpha)):
-        check_shape(name, x, (B, T, H))
     check_shape("weights", weights, (B, H, D, D))
-    if chunk_size < 1:
-        raise UserError(f"chunk_size is {chunk_size}; it must be at least 1")
-    if checkpoint_every is not None and checkpoint_every < 1:
-        raise UserError(f"checkpoint_every is {checkpoint_every}; it must be at least 1 or None")
+    check_floating(q=q, weights=weights)
+    check_count("chunk_size", chunk_size)
+    check_count("checkpoint_every", checkpoint_every)
     check_mask("write_mask", write_mask, (B, T))
     check_mask("reset", reset, (B, T))
     if reset is not None and initial is None:
         raise UserError("reset is given without initial, the state to go back to")
     if initial is not None:
         check_shape("initial", initial, weights.shape)
+        check_floating(q=q, initial=initial)
     check_reset(reset, chunk_size)

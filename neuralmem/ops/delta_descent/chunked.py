@@ -8,7 +8,7 @@ import torch
 
 from neuralmem import probe
 from neuralmem.ops.chunk_loop import Stepped, run_chunks
-from neuralmem.ops.neural_memory.chunked import decay_products
+from neuralmem.ops.decay import decay_products
 from neuralmem.typing import Tensor, Tensors
 
 

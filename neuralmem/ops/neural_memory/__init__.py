@@ -7,8 +7,9 @@ paper's loop, `chunked.py` the same function a chunk at a time. README.md derive
 import torch
 
 from neuralmem.errors import UserError
+from neuralmem.ops.autocast import to_autocast, without_autocast
 from neuralmem.ops.checks import choose_backend
-from neuralmem.ops.neural_memory.call import Norm, State, autocast, check_weights, make_form, prepare
+from neuralmem.ops.neural_memory.call import Norm, State, check_weights, make_form, prepare
 from neuralmem.ops.neural_memory.chunked import chunked
 from neuralmem.ops.neural_memory.reference import reference
 from neuralmem.typing import Tensor, Tensors
@@ -98,7 +99,7 @@ def neural_memory(
         reset=reset,
         checkpoint_every=checkpoint_every,
     )
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         y, weights, surprise = run(call)
     return y.to(call.operand), weights, None if momentum is None else surprise
 
@@ -116,18 +117,21 @@ def evaluate_memory(
     Returns:
         [B, T, H, D] in x's dtype.
 
+    Raises:
+        UserError: a shape, dtype or device that does not fit, naming the argument.
+
     Example:
         >>> weights = (torch.zeros(1, 2, 16, 8), torch.zeros(1, 2, 8, 16))
         >>> x = torch.randn(1, 5, 2, 8)
         >>> torch.equal(evaluate_memory(x, weights), x)
         True
     """
-    (x,) = autocast(x)
+    (x,) = to_autocast(x)
     if x.ndim != 4:
         raise UserError(f"x has shape {list(x.shape)}; it must be [B, T, H, D]")
-    check_weights(x, weights)
+    check_weights("x", x, weights)
     dtype = torch.promote_types(x.dtype, torch.float32)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         form = make_form(activation, residual, norm, dtype)
         y = form.evaluate(tuple(w.to(dtype) for w in weights), x.to(dtype).transpose(1, 2))
     return y.transpose(1, 2).to(x.dtype)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from neuralmem.errors import UserError, nearest
-from neuralmem.ops.checks import check_floating, check_mask, check_reset, check_shape
+from neuralmem.ops.autocast import to_autocast
+from neuralmem.ops.checks import check_count, check_floating, check_mask, check_reset, check_shape, check_tokens
 from neuralmem.ops.neural_memory.mlp import ACTIVATIONS, MemoryForm
 from neuralmem.typing import Tensor, Tensors
 
@@ -62,14 +63,6 @@ def where_rows(rows: Tensor, yes: Tensors, no: Tensors) -> Tensors:
     return tuple(torch.where(rows[:, None, None, None], a, b) for a, b in zip(yes, no, strict=True))
 
 
-def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Under autocast, what autocast would have made of a matrix product's factors."""
-    kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
-        return tensors
-    return tuple(x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(kind)) for x in tensors)
-
-
 def make_form(activation: str, residual: bool, norm: Norm | None, dtype: torch.dtype) -> MemoryForm:
     """The MLP's form, its slow parameters [H, D] ready for [B, H, T, D]."""
     if activation not in ACTIVATIONS:
@@ -103,11 +96,12 @@ def prepare(
     Raises:
         UserError: a shape, dtype, device or value that does not fit, naming the argument.
     """
-    q, k, v = autocast(q, k, v)
-    for name, number in (("chunk_size", chunk_size), ("checkpoint_every", checkpoint_every)):
-        if number is not None and number < 1:
-            raise UserError(f"{name} is {number}; it must be at least 1")
-    _check_tokens(q, k, v, theta, eta, alpha, norm)
+    q, k, v = to_autocast(q, k, v)
+    check_count("chunk_size", chunk_size)
+    check_count("checkpoint_every", checkpoint_every)
+    check_tokens(q, k, v, theta=theta, alpha=alpha, **({} if eta is None else {"eta": eta}))
+    for name, x in zip(("norm gain", "norm bias"), norm or (), strict=False):
+        check_shape(name, x, q.shape[2:])
     check_mask("write_mask", write_mask, q.shape[:2])
     check_mask("reset", reset, q.shape[:2])
     _check_states(q, eta, weights, momentum, initial)
@@ -142,31 +136,12 @@ def _cast(state: Tensors | None, dtype: torch.dtype) -> Tensors:
     return tuple(x.to(dtype) for x in state or ())
 
 
-def _check_tokens(
-    q: Tensor, k: Tensor, v: Tensor, theta: Tensor, eta: Tensor | None, alpha: Tensor, norm: Norm | None
-) -> None:
-    if q.ndim != 4:
-        raise UserError(f"q has shape {list(q.shape)}; it must be [B, T, H, D]")
-    B, T, H, D = q.shape
-    gates = {"theta": theta, "alpha": alpha} | ({} if eta is None else {"eta": eta})
-    check_floating(q=q, k=k, v=v, **gates)
-    for name, x in (("k", k), ("v", v)):
-        check_shape(name, x, q.shape)
-        if x.dtype != q.dtype:
-            raise UserError(f"{name} has dtype {x.dtype}; it must be {q.dtype} like q")
-    for name, gate in gates.items():
-        check_shape(name, gate, (B, T, H))
-    if norm is not None:
-        for name, x in zip(("norm gain", "norm bias"), norm, strict=True):
-            check_shape(name, x, (H, D))
-
-
 def _check_states(
     q: Tensor, eta: Tensor | None, weights: Tensors, momentum: Tensors | None, initial: State | None
 ) -> None:
     if (eta is None) != (momentum is None):
         raise UserError("eta and momentum belong together: give both, or None for both")
-    check_weights(q, weights)
+    check_weights("q", q, weights)
     first, start = initial or (None, None)
     for name, state in (("momentum", momentum), ("initial weights", first), ("initial momentum", start)):
         if state is None:
@@ -175,11 +150,12 @@ def _check_states(
             raise UserError(f"{name} has {len(state)} tensors; it must have {len(weights)} like weights")
         for i, (x, w) in enumerate(zip(state, weights, strict=True)):
             check_shape(f"{name}[{i}]", x, w.shape)
+            check_floating(q=q, **{f"{name}[{i}]": x})
 
 
-def check_weights(q: Tensor, weights: Tensors) -> None:
-    """Refuse weights that are no MLP from D to D with the batch and heads of q [B, T, H, D]."""
-    B, _, H, D = q.shape
+def check_weights(name: str, x: Tensor, weights: Tensors) -> None:
+    """Refuse weights that are no MLP from D to D with the batch and heads of x [B, T, H, D], which is called `name`."""
+    B, _, H, D = x.shape
     if not isinstance(weights, (tuple, list)) or not weights:
         raise UserError("weights must be a tuple of at least one tensor [B, H, D_out, D_in]")
     into = D
@@ -188,4 +164,5 @@ def check_weights(q: Tensor, weights: Tensors) -> None:
         if w.ndim != 4 or w.shape[:2] != (B, H) or w.shape[3] != into or (last and w.shape[2] != D):
             expected = [B, H, D if last else "D_out", into]
             raise UserError(f"weights[{i}] has shape {list(w.shape)}; it must be {expected}")
+        check_floating(**{name: x, f"weights[{i}]": w})
         into = w.shape[2]

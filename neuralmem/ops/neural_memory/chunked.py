@@ -11,6 +11,7 @@ import torch
 
 from neuralmem import probe
 from neuralmem.ops.chunk_loop import Stepped, run_chunks
+from neuralmem.ops.decay import decay_products
 from neuralmem.ops.neural_memory.call import Call
 from neuralmem.ops.neural_memory.mlp import ACTIVATIONS
 from neuralmem.typing import Tensor, Tensors
@@ -27,22 +28,6 @@ class Coefficients(NamedTuple):
     decay: Tensor | None  # [..., C]
     write: Tensor  # [..., C, C], theta included
     push: Tensor | None  # [..., C], the last row only, theta included
-
-
-def decay_products(x: Tensor) -> Tensor:
-    """Products over a range: out[t, s] = x[s+1] ... x[t], 1 on the diagonal, 0 above. [..., C] -> [..., C, C].
-
-    A masked cumulative product rather than a ratio of two: finite and exact when a factor is 0 or the product
-    underflows.
-
-    Example:
-        >>> decay_products(torch.tensor([5.0, 0.0, 3.0]))
-        tensor([[1., 0., 0.],
-                [0., 1., 0.],
-                [0., 3., 1.]])
-    """
-    below = torch.ones(x.shape[-1], x.shape[-1], dtype=torch.bool, device=x.device).tril(-1)
-    return torch.where(below, x[..., :, None], torch.ones_like(x[..., :1, None])).cumprod(-2).tril()
 
 
 def coefficients(theta: Tensor, eta: Tensor | None, alpha: Tensor, write: Tensor | None) -> Coefficients:
