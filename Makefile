@@ -17,9 +17,6 @@ endif
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(RUN) -m pytest -q
 
-# 1x is the length that the model was trained at; `frozen` is the same model with a memory that is never written.
-NIAH := niah --tasks recall --lengths 1x,16x,64x --samples 200,200,50 --ablate none,frozen
-
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo demo-baseline test soak test-gpu check format clean
@@ -41,11 +38,11 @@ $(STAMP): requirements.txt pyproject.toml
 
 demo: $(READY) ## train the quickstart model, then print its needle table and draw the heat map
 	$(RUN) train.py --config configs/quickstart.yaml
-	$(RUN) eval.py $(NIAH) --checkpoint runs/quickstart
+	$(RUN) eval.py niah --checkpoint runs/quickstart
 
 demo-baseline: $(READY) ## the same with a sliding-window Transformer of equal size
 	$(RUN) train.py --config configs/quickstart_baseline.yaml
-	$(RUN) eval.py $(NIAH) --checkpoint runs/quickstart_baseline
+	$(RUN) eval.py niah --checkpoint runs/quickstart_baseline
 
 test: $(READY) ## run the tests (about ten minutes on two cores)
 	$(PYTEST) -n $(JOBS) --dist worksteal

@@ -5,6 +5,7 @@ random state, devices and loader processes read different documents, and `vocab_
 so that a configuration file can link it to the model.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -52,7 +53,7 @@ class Files:
     document_bytes: int = DOCUMENT_BYTES
 
 
-class DataModule(L.LightningDataModule):
+class DataModule(L.LightningDataModule, ABC):
     """Loaders for the data sets that a subclass builds.
 
     Attributes:
@@ -75,9 +76,9 @@ class DataModule(L.LightningDataModule):
         """Number of token ids."""
         return self.tokenizer.vocab_size if self.tokenizer else 0
 
+    @abstractmethod
     def build(self, part: Part, shard: tuple[int, int] = (0, 1)) -> IterableDataset[Batch]:
         """-> the data set of one part, for one of several devices given as (index, count)."""
-        raise NotImplementedError
 
     def train_dataloader(self) -> StatefulDataLoader:
         return StatefulDataLoader(self.build("train", self._shard()), batch_size=None, num_workers=self.num_workers)

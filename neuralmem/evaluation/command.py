@@ -65,7 +65,8 @@ def evaluate(options: argparse.Namespace) -> None:
             write_settings(out, settings)
             plan(tokens)
 
-        rows = run(settings, Reader(model, tokenizer, options.stream_chunk, advance), subject, out, training, begin)
+        reader = Reader(model, tokenizer, options.stream_chunk, advance, model.config.attention.segment)
+        rows = run(settings, reader, subject, out, training, begin)
     print_table(summarise(rows), str(folder))
     write_whole(out / "table.csv", to_csv(rows, settings.grid))
     for path in [out / "rows.jsonl", out / "table.csv", *write_heatmaps(rows, settings.grid, out, folder.name)]:

@@ -21,7 +21,6 @@ from neuralmem.typing import MemoryMode
 ABLATIONS = ("none", "frozen", "off", "reset")
 MODES: dict[str, MemoryMode] = {"none": "on", "reset": "on", "frozen": "frozen", "off": "off"}
 _ROWS, _STATE = 256, 1 << 28  # rows and bytes of state that candidates are scored with at once
-_LOGITS = 1 << 25  # logits per call, at most: a vocabulary of 32,000 is read in shorter pieces than one of 257
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,12 @@ class Reader:
         model: any `LanguageModel`
         tokenizer: the model's
         stream_chunk: tokens read per call, at most
-        progress: called with the number of prompt tokens read, per call of the model
+        progress: called with the number of prompt tokens read, or left out since nothing could come of them
+        segment: the model's layers part a text into segments of so many tokens from its start on (Titans MAC)
+
+    With the memory frozen or off nothing is written, and a token acts on those up to `model.reach` after it only. So
+    under these controls only the last of the haystack that the question's first token can see is read, from a segment's
+    start on: the answers are those of the whole prompt, at a cost that does not grow with it.
     """
 
     def __init__(
@@ -60,9 +64,10 @@ class Reader:
         tokenizer: TokenizerLike,
         stream_chunk: int = 4096,
         progress: Callable[[int], None] = lambda tokens: None,
+        segment: int = 1,
     ) -> None:
         self.model, self.tokenizer, self.stream_chunk, self.progress = model, tokenizer, stream_chunk, progress
-        self.device = device_of(model)
+        self.segment, self.device = segment, device_of(model)
 
     @torch.no_grad()
     def ask(
@@ -74,7 +79,8 @@ class Reader:
             if not wanted:
                 continue
             start = time.perf_counter()
-            contexts = [(s.rope, 0, s.question) for s in samples]
+            contexts = [(s.rope, self._first(s, mode), s.question) for s in samples]
+            self.progress(sum(first for _, first, _ in contexts))
             _, read = self._read(contexts, self.model.init_state(len(samples)), mode)
             reading = time.perf_counter() - start
             for name in wanted:
@@ -83,6 +89,12 @@ class Reader:
                 answers = self._answer(samples, state, mode, max_new_tokens)
                 seconds = (reading + time.perf_counter() - start) / len(samples)
                 yield name, [Answer(name, *answer, seconds) for answer in answers]
+
+    def _first(self, sample: Sample, mode: MemoryMode) -> int:
+        """The first token that is read: one that acts on the question, as do all after it."""
+        if mode == "on":
+            return 0
+        return max(0, sample.question - 1 - self.model.reach) // self.segment * self.segment
 
     def _answer(
         self, samples: Sequence[Sample], state: Any, mode: MemoryMode, max_new_tokens: int
@@ -97,29 +109,35 @@ class Reader:
     def _read(self, spans: Sequence[tuple[Rope, int, int]], state: Any, mode: MemoryMode) -> tuple[Tensor, Any]:
         """Read rope[start:stop] of every row -> Float[B, V] logits after each row's last token, and the state."""
         lengths = torch.tensor([stop - start for _, start, stop in spans])
-        longest, last = int(lengths.max()), None
-        piece = max(1, min(self.stream_chunk, _LOGITS // (len(spans) * self.tokenizer.vocab_size)))
-        for at in range(0, longest, piece):
-            width = min(piece, longest - at)
+        longest = int(lengths.max())
+        last = torch.zeros(len(spans), self.tokenizer.vocab_size, device=self.device)
+        for at in range(0, longest, self.stream_chunk):
+            width = min(self.stream_chunk, longest - at)
             rows = [rope.slice(start + at, min(start + at + width, stop)) for rope, start, stop in spans]
-            logits, state = self._call(rows, width, state, mode)
+            ends = torch.arange(at + 1, at + width + 1) == lengths[:, None]
+            logits, state = self._call(rows, width, state, mode, ends)
             self.progress(sum(map(len, rows)))
-            ends = (lengths - at).clamp(max=width)
-            index = (ends.clamp(min=1) - 1).to(logits.device)
-            here = logits[torch.arange(len(spans), device=logits.device), index].float()
-            last = here if last is None else torch.where((ends > 0).to(logits.device)[:, None], here, last)
-        assert last is not None, "a prompt has no tokens"
+            last[ends.any(1).to(self.device)] = logits.float()
         return last, state
 
-    def _call(self, rows: Sequence[Tensor], width: int, state: Any, mode: MemoryMode) -> tuple[Tensor, Any]:
-        """Rows of ids, left-aligned and padded to `width`, through the model."""
+    def _call(
+        self, rows: Sequence[Tensor], width: int, state: Any, mode: MemoryMode, select: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """Rows of ids, left-aligned and padded to `width`, through the model; logits where `select` Bool[B, T] says."""
         tokens = torch.zeros(len(rows), width, dtype=torch.long)
         mask = torch.zeros(len(rows), width, dtype=torch.bool)
         for i, row in enumerate(rows):
             tokens[i, : len(row)] = row
             mask[i, : len(row)] = True
         full = bool(mask.all())
-        return self.model(tokens.to(self.device), state, mask=None if full else mask.to(self.device), memory=mode)
+        select = mask if select is None else select
+        return self.model(
+            tokens.to(self.device),
+            state,
+            mask=None if full else mask.to(self.device),
+            memory=mode,
+            select=select.to(self.device),
+        )
 
     def _score(self, samples: Sequence[Sample], last: Tensor, state: Any, mode: MemoryMode) -> list[tuple[float, ...]]:
         """Log-likelihood of every candidate, teacher-forced from the state after the prompt."""
@@ -142,10 +160,10 @@ class Reader:
         rest = max(map(len, ids)) - 1
         if rest:
             logits, _ = self._call([i[:-1] for i in ids], rest, state, mode)
-            logits = logits.double().log_softmax(-1)
-            for row, i in enumerate(ids):
-                steps = torch.arange(len(i) - 1, device=logits.device)
-                total[row] += logits[row, steps, i[1:].to(logits.device)].sum()
+            targets = torch.cat([i[1:] for i in ids]).to(logits.device)
+            steps = logits.double().log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+            rows = torch.arange(len(ids)).repeat_interleave(torch.tensor([len(i) - 1 for i in ids]))
+            total.index_add_(0, rows.to(logits.device), steps)
         return total.cpu()
 
     def _generate(self, last: Tensor, state: Any, mode: MemoryMode, max_new_tokens: int) -> list[str]:

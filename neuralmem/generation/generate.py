@@ -6,7 +6,7 @@ means that a character whose bytes are not all there, or the possible beginning 
 Nucleus sampling: Holtzman et al. 2020 (1904.09751).
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from neuralmem.errors import UserError
 from neuralmem.generation.protocol import LanguageModel, StateLike, TokenizerLike, device_of
 
-READ_PIECE = 2048  # tokens of a prompt per call: bounds the logits held at once, changes nothing else
+READ_PIECE = 2048  # tokens of a prompt per call: bounds the activations held at once, changes nothing else
 
 
 def generate(
@@ -49,7 +49,7 @@ def generate(
         The new text, or `(text, state)` with `return_state`.
 
     Raises:
-        UserError: an argument out of range, an empty prompt, a state of more than one row.
+        UserError: an argument of the wrong type or out of range, an empty prompt, a state of more than one row.
 
     Example:
         >>> from neuralmem.generation.generate import generate
@@ -88,6 +88,12 @@ def generate_stream(
     (`StopIteration.value`, or `state = yield from ...`) is the state after everything generated.
     """
     stops = _check(max_tokens, temperature, top_p, stop, state)
+    if not isinstance(tokenizer, TokenizerLike):
+        raise UserError(f"tokenizer is {tokenizer!r}; it must be the model's tokenizer, as load returns it")
+    if not isinstance(prompt, str):
+        raise UserError(f"prompt is {prompt!r:.60}; it must be a text")
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
+        raise UserError(f"seed is {seed!r}; it must be an integer, or None")
     ids = tokenizer.encode(prompt)
     if not ids:
         raise UserError("prompt is empty; it must hold at least one token")
@@ -129,16 +135,22 @@ def _sample(
     """Yields token ids; returns the state after the prompt and every token that was asked for after."""
     state = model.init_state(1) if state is None else state
     for piece in ids.split(READ_PIECE):
-        logits, state = model(piece[None], state)
+        last, state = _read(model, piece[None], state)
     for _ in range(max_tokens):
-        last = logits[:, -1]
         if not last.isfinite().all():
             raise FloatingPointError(f"logits are not finite at position {int(state.position[0])}")
         token = choose(last, temperature, top_p, random)
         if (yield int(token)) is False:  # the consumer says that this token is not part of the text
             break
-        logits, state = model(token[:, None], state)
+        last, state = _read(model, token[:, None], state)
     return state
+
+
+def _read(model: LanguageModel, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """tokens Int[1, T] -> logits Float[1, V] after the last one, and the state."""
+    last = torch.zeros_like(tokens, dtype=torch.bool)
+    last[:, -1] = True
+    return model(tokens, state, select=last)
 
 
 def _text(sampled: Generator[int, Any, Any], tokenizer: TokenizerLike, stops: list[str]) -> Generator[str, None, Any]:
@@ -221,7 +233,7 @@ def _check(
         raise UserError(f"temperature is {temperature!r}; it must be 0 (the likeliest token) or a positive number")
     if not 0 < top_p <= 1:
         raise UserError(f"top_p is {top_p!r}; it must be above 0 and at most 1")
-    stops = [stop] if isinstance(stop, str) else list(stop)
+    stops = [stop] if isinstance(stop, str) else list(stop) if isinstance(stop, Iterable) else [stop]
     if not all(isinstance(s, str) and s for s in stops):
         raise UserError(f"stop is {stop!r}; it must hold strings of at least one character")
     if state is not None and len(state.position) != 1:

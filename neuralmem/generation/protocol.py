@@ -51,8 +51,13 @@ class LanguageModel(Protocol):
         mask: Tensor | None = None,
         reset: Tensor | None = None,
         memory: MemoryMode = "on",
+        select: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
-        """tokens Int[B, T] -> logits Float[B, T, V] and the state after them."""
+        """tokens Int[B, T] -> logits Float[B, T, V] and the state after them.
+
+        With select Bool[B, T] there are logits for its n tokens only, Float[n, V], row by row: a prompt's last token
+        is all that is looked at, and logits of the others would cost more than the reading of a small model.
+        """
         ...
 
 

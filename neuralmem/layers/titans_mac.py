@@ -119,6 +119,8 @@ class TitansMAC(Layer):
             seen.append(context)
             if mode == "on":
                 done = grid.complete >= start + self.size
+                if not bool(done.any()):
+                    continue
                 remembered = choose(done, self.memory.close(remembered), remembered)
                 anchor = where_rows(done, remembered.weights, anchor)
         segment = self._unfinished(grid, tuple(torch.cat(parts, dim=1) for parts in zip(*seen, strict=True)), state)

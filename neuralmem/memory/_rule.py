@@ -10,6 +10,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
@@ -209,7 +210,7 @@ class MemoryRule(Stream):
         self.output.weight.copy_(self.value.weight.T)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, self.head_width))  # [B, T, H * D] -> [B, T, H, D]
+        return rearrange(x, "b t (h d) -> b t h d", h=self.heads)
 
     def _project(self, x: Tensor, tails: Tensors, rows: Rows) -> tuple[Tensor, Tensors, Tensors]:
         """Input to queries and to what is written: keys, values, gates."""

@@ -10,6 +10,7 @@ from torch import nn
 from neuralmem import probe
 from neuralmem.config import MemoryConfig
 from neuralmem.memory._rule import Fast, MemoryRule
+from neuralmem.modules.gate_map import GateMap
 from neuralmem.ops import delta_descent
 from neuralmem.typing import Tensor, Tensors
 
@@ -21,16 +22,13 @@ class Delta(MemoryRule):
         super().__init__(width, config)
         H, D = self.heads, self.head_width
         self.weight = nn.Parameter(torch.zeros(H, D, D))
-        self.gate_map = nn.Linear(width, 2 * H)
-        with torch.no_grad():
-            self.gate_map.weight.mul_(0.1)
-            self.gate_map.bias.copy_(torch.tensor([config.theta_bias, config.alpha_bias]).repeat_interleave(H))
+        self.gate_map = GateMap(width, H, [config.theta_bias, config.alpha_bias])
 
     def initial(self) -> Fast:
         return (self.weight,), ()
 
     def gates(self, x: Tensor) -> Tensors:
-        theta, alpha = self.gate_map(x).to(self.state_dtype).sigmoid().unflatten(-1, (2, self.heads)).unbind(-2)
+        theta, alpha = self.gate_map(x)
         probe.observe("write", theta)
         probe.observe("theta", theta)
         probe.observe("alpha", alpha)

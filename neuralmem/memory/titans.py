@@ -14,6 +14,7 @@ from torch import nn
 from neuralmem import probe
 from neuralmem.config import MemoryConfig
 from neuralmem.memory._rule import Fast, MemoryRule
+from neuralmem.modules.gate_map import GateMap
 from neuralmem.ops import evaluate_memory, neural_memory
 from neuralmem.typing import Tensor, Tensors
 
@@ -40,10 +41,7 @@ class Titans(MemoryRule):
         widths = [D, *[hidden] * (config.depth - 1), D]
         self.weights = nn.ParameterList(torch.randn(H, out, into) / into**0.5 for into, out in pairwise(widths))
         biases = [config.theta_bias, config.alpha_bias] + ([config.eta_bias] if config.momentum else [])
-        self.gate_map = nn.Linear(width, len(biases) * H)
-        with torch.no_grad():
-            self.gate_map.weight.mul_(0.1)
-            self.gate_map.bias.copy_(torch.tensor(biases).repeat_interleave(H))
+        self.gate_map = GateMap(width, H, biases)
         self.norm_gain = nn.Parameter(torch.ones(H, D)) if config.norm else None
         self.norm_bias = nn.Parameter(torch.zeros(H, D)) if config.norm else None
 
@@ -57,7 +55,7 @@ class Titans(MemoryRule):
         return weights, tuple(map(torch.zeros_like, weights)) if self.config.momentum else ()
 
     def gates(self, x: Tensor) -> Tensors:
-        theta, alpha, *eta = self.gate_map(x).to(self.state_dtype).sigmoid().unflatten(-1, (-1, self.heads)).unbind(-2)
+        theta, alpha, *eta = self.gate_map(x)
         probe.observe("write", theta)
         theta = self.theta_max / self.config.chunk_size * theta
         if eta:

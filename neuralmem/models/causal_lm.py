@@ -32,13 +32,13 @@ class ModelState(State):
         position: Int [B], tokens of the current document so far
         layers: one state per layer
         model: a weak reference to the model whose state this is
-        edition: the model's `edition` when it read
+        edition: the model's `edition` when it read, None if that is not known
     """
 
     position: Tensor
     layers: tuple[State, ...]
     model: Any = field(default=None, repr=False, compare=False, metadata={"identity": True})
-    edition: int = field(default=0, repr=False, compare=False, metadata={"identity": True})
+    edition: int | None = field(default=None, repr=False, compare=False, metadata={"identity": True})
 
     def identity(self) -> dict[str, str] | None:
         """Config and a hash of the weights of the model, if it still exists.
@@ -47,7 +47,7 @@ class ModelState(State):
             UserError: the model was trained on since it read, so that its weights are not those that read.
         """
         model = self.model and self.model()
-        if model is not None and model.edition != self.edition:
+        if model is not None and self.edition not in (None, model.edition):
             raise UserError(
                 "state belongs to earlier weights: the model was changed since it read; save before training"
             )
@@ -74,6 +74,7 @@ class CausalLM(Stream):
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         layers = (registry.find("layer", name, Layer, "model.pattern")(config) for name in config.layer_names)
         self.layers: list[Layer] = nn.ModuleList(layers)  # type: ignore[assignment]
+        self._identity: tuple[int | None, str] | None = None
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         if config.tie_embeddings:
@@ -143,19 +144,25 @@ class CausalLM(Stream):
         return x, ModelState(position, tuple(states), weakref.ref(self), self.edition)
 
     @property
-    def edition(self) -> int:
-        """A number that changes whenever a weight does."""
+    def edition(self) -> int | None:
+        """A number that changes whenever a weight does; None inside compiled code, which cannot ask."""
         if torch.compiler.is_compiling():
-            return 0
+            return None
         return sum(p._version for p in self.parameters() if not p.is_inference())  # those cannot be trained
 
     def identity(self) -> dict[str, str]:
-        """What a saved state must match: the config, and a hash of the weights."""
+        """What a saved state must match: the config, and a hash of the weights (kept until a weight changes)."""
+        edition = self.edition
+        if self._identity is None or self._identity[0] != edition:
+            self._identity = edition, self._hash()
+        return {"config": json.dumps(self.config.to_dict(), sort_keys=True), "weights": self._identity[1]}
+
+    def _hash(self) -> str:
         digest = hashlib.sha256()
         for name, x in sorted(self.state_dict().items()):
             digest.update(f"{name} {list(x.shape)}".encode())
             digest.update(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return {"config": json.dumps(self.config.to_dict(), sort_keys=True), "weights": digest.hexdigest()}
+        return digest.hexdigest()
 
     def _check(self, x: Tensor, state: Any, mask: Tensor | None, reset: Tensor | None, memory: str) -> None:
         if x.ndim != 2 or x.dtype not in (torch.int64, torch.int32):
@@ -177,5 +184,9 @@ class CausalLM(Stream):
         """Refuse a state that another kind of model made; one of a copy of this model is welcome."""
         if not isinstance(state, ModelState):
             raise UserError(f"state is a {type(state).__name__}; it must be one that a CausalLM returned")
-        if state.model is None or state.model() is not self:
-            check_layout("state is of another model", dict(state.items()), self.init_state(len(state.position)))
+        model = state.model and state.model()
+        if model is self:
+            return
+        check_layout("state is of another model", dict(state.items()), self.init_state(len(state.position)))
+        if model is not None and model.identity() != self.identity():
+            raise UserError("state is of another model: its layers have these sizes, but other weights")

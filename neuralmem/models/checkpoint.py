@@ -1,4 +1,4 @@
-"""Checkpoints: a folder of config.json, model.safetensors, tokenizer.json and a manifest with sha256 and sizes.
+"""Checkpoints: a folder of config.json, model.safetensors, tokenizer.json, data.json and a manifest with sha256 and sizes.
 
 Special: written whole or not at all, verified before anything is loaded (safetensors alone does not notice a flipped
 bit), and nothing in it is code: no pickle, and layer names reach files of this package only.
@@ -26,15 +26,22 @@ FORMAT = "neuralmem-checkpoint-1"
 MANIFEST = "manifest.json"
 
 
-def save(folder: str | Path, model: CausalLM, tokenizer: Tokenizer | None = None) -> None:
+def save(
+    folder: str | Path, model: CausalLM, tokenizer: Tokenizer | None = None, *, data: dict[str, Any] | None = None
+) -> None:
     """Write a model to a folder; an older checkpoint there is replaced, other files are kept.
 
     Args:
         folder: made if it does not exist
         model: weights are written in their dtype
         tokenizer: written beside it if given
+        data: what the model was trained on, as plain values; written to data.json if given
+
+    Raises:
+        UserError: the folder, or one that it is to lie in, is a file.
     """
     folder = Path(folder)
+    refuse_file("folder", folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     temporary.mkdir()
@@ -50,6 +57,8 @@ def save(folder: str | Path, model: CausalLM, tokenizer: Tokenizer | None = None
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         if tokenizer is not None:
             tokenizer.save(temporary)
+        if data is not None:
+            (temporary / "data.json").write_text(json.dumps(data, indent=2) + "\n")
         entries = {file.name: _entry(file) for file in sorted(temporary.iterdir())}
         (temporary / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": entries}, indent=2) + "\n")
         _publish(temporary, folder)
@@ -68,15 +77,15 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> tuple[Cau
         The model in eval mode (which changes nothing here: memory learns in either mode), and the tokenizer or None.
 
     Raises:
-        UserError: no such folder, a missing, damaged or unlisted file, a tensor that is missing or does not fit.
+        UserError: no such folder or device, a missing, damaged or unlisted file, a tensor that is missing or does not
+            fit.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"checkpoint {folder} does not exist")
     listed = verify(folder)
-    values = json.loads((folder / "config.json").read_text())
-    values.pop("format", None)
-    config = ModelConfig.from_dict(values)
+    _refuse_device(device)
+    config = _read_config(folder / "config.json")
     with _Uninitialised():
         model = CausalLM(config)
     try:
@@ -91,6 +100,35 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> tuple[Cau
         model.head.weight = model.embedding.weight
     tokenizer = load_tokenizer(folder) if "tokenizer.json" in listed else None
     return model.requires_grad_(True).eval(), tokenizer
+
+
+def refuse_file(field: str, folder: Path) -> None:
+    """Refuse a path that cannot become a folder, because it or a part of it is a file.
+
+    Raises:
+        UserError: naming the field and the file.
+    """
+    for part in (folder, *folder.parents):
+        if part.exists() and not part.is_dir():
+            raise UserError(f"{field} is {str(folder)!r}, but {part} is a file; it must be a folder, or new")
+
+
+def _refuse_device(device: torch.device | str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):  # torch has no one error for what is not there
+        there = "cpu or cuda" if torch.cuda.is_available() else "cpu"
+        raise UserError(f"device is {str(device)!r}, which this machine cannot use; it must be {there}") from None
+
+
+def _read_config(file: Path) -> ModelConfig:
+    try:
+        values = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file} holds a {type(values).__name__}; it must be the fields of a ModelConfig")
+    return ModelConfig.from_dict({name: value for name, value in values.items() if name != "format"})
 
 
 class _Uninitialised(TorchFunctionMode):

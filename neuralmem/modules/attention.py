@@ -8,6 +8,7 @@ query sees; they are never written to a memory. How the attention itself runs is
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import nn
 
 from neuralmem.config import AttentionConfig
@@ -36,7 +37,7 @@ class AttentionState(State):
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[B, T, N * D] -> [B, T, N, D]."""
-    return x.unflatten(-1, (heads, -1))
+    return rearrange(x, "b t (n d) -> b t n d", n=heads)
 
 
 class PersistentTokens(nn.Module):
@@ -130,6 +131,7 @@ class Attention(Stream):
             past = AttentionState(torch.cat([room, past.keys], 1), torch.cat([room, past.values], 1), past.filled)
         size = past.keys.shape[1]
         filled = rows.carried(past.filled, total, size)
-        own = (torch.arange(size, device=k.device) >= size - filled[:, None])[..., None, None]
-        keys, values = (rows.last(a, b.to(a.dtype)) * own for a, b in ((past.keys, k), (past.values, v)))
+        others = (torch.arange(size, device=k.device) < size - filled[:, None])[..., None, None]
+        pairs = ((past.keys, k), (past.values, v))
+        keys, values = (rows.last(a, b.to(a.dtype)).masked_fill(others, 0) for a, b in pairs)
         return AttentionState(keys, values, filled)

@@ -1,7 +1,8 @@
 """What a run leaves behind: checkpoints to resume from, and the model as a folder that needs no Lightning.
 
 Special: a checkpoint is renamed into place when it is complete, the oldest are removed after that, and each comes with
-`neuralmem.save` into the run's folder. Resuming from one gives the run that was not interrupted.
+`neuralmem.save` into the run's folder. Resuming from one gives the run that was not interrupted. A run that does not go
+on from the checkpoints in its folder replaces them, but not before it has one of its own.
 """
 
 import os
@@ -33,9 +34,11 @@ class Checkpoints(Checkpoint):
                 raise UserError(f"checkpoint.{name} is {value}; it must be a positive integer")
         self.every, self.keep = every, keep
         self.saved = -1  # the step of the newest checkpoint
+        self.replaced: list[Path] = []  # what an older run left that this one does not go on from
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.saved = trainer.global_step
+        self.replaced = [file for step, file in _found(_folder(trainer)) if step > self.saved]
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step % self.every == 0:
@@ -53,24 +56,38 @@ class Checkpoints(Checkpoint):
         if step == self.saved or step == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self.saved = step
-        folder = Path(trainer.default_root_dir) / FOLDER
+        folder = _folder(trainer)
         path = folder / f"step={step}.ckpt"
         temporary = folder / f".{path.name}"
         trainer.save_checkpoint(temporary)
         if trainer.is_global_zero:
             os.replace(temporary, path)
+            for old in {*self.replaced} - {path}:
+                old.unlink(missing_ok=True)
             for _, old in sorted(_found(folder))[: -self.keep]:
                 old.unlink()
+        self.replaced = []
         trainer.strategy.barrier()
 
 
 class SaveModel(L.Callback):
-    """Write the model with `neuralmem.save` into the run's folder, with every checkpoint."""
+    """Write the model with `neuralmem.save` into the run's folder, with every checkpoint, and what it was made of.
+
+    Not earlier: a run that fails before its first checkpoint leaves the finished run in its folder as it was.
+
+    Args:
+        config: the resolved configuration as YAML, for config.yaml
+        data: the data's part of it, for data.json
+    """
+
+    def __init__(self, config: str, data: dict[str, Any]) -> None:
+        self.config, self.data = config, data
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if trainer.is_global_zero:
             tokenizer = getattr(trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
-            save(trainer.default_root_dir, pl_module.model, tokenizer)
+            save(trainer.default_root_dir, pl_module.model, tokenizer, data=self.data)
+            (Path(trainer.default_root_dir) / "config.yaml").write_text(self.config)
 
 
 def find_checkpoint(run: str | Path, wanted: str | None) -> Path | None:
@@ -95,6 +112,10 @@ def find_checkpoint(run: str | Path, wanted: str | None) -> Path | None:
             f"ckpt_path is {wanted!r}, which is no file; it must be a checkpoint or 'last'{nearest(wanted, known)}"
         )
     return path
+
+
+def _folder(trainer: L.Trainer) -> Path:
+    return Path(trainer.default_root_dir) / FOLDER
 
 
 def _found(folder: Path) -> list[tuple[int, Path]]:

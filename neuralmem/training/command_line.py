@@ -11,13 +11,14 @@ from typing import Any, NoReturn
 
 import lightning.pytorch as L
 import yaml
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from neuralmem.data import module as data_module
 from neuralmem.errors import UserError, nearest
+from neuralmem.models.checkpoint import refuse_file
 from neuralmem.training.checkpoints import Checkpoints, SaveModel, find_checkpoint
-from neuralmem.training.explain import explain
+from neuralmem.training.explain import explain, explain_mismatch
 from neuralmem.training.logs import RunLogs
 from neuralmem.training.mastery import Mastery
 from neuralmem.training.meter import Meter
@@ -55,8 +56,7 @@ def train(arguments: list[str]) -> None:
     except RuntimeError as error:
         if cli.checkpoint is None or "loading state_dict" not in str(error):
             raise
-        problem = " ".join(str(error).partition(":")[2].split())
-        raise UserError(f"ckpt_path {cli.checkpoint} is of another model: {problem[:200]}") from error
+        raise UserError(f"ckpt_path {cli.checkpoint} is of another model: {explain_mismatch(str(error))}") from error
 
 
 def quiet_lightning() -> None:
@@ -104,8 +104,8 @@ class Parser(LightningArgumentParser):
 
 def data_classes() -> dict[str, type]:
     """The data modules by name."""
-    found = {name: cls for name, cls in vars(data_module).items() if isinstance(cls, type)}
-    return {n: cls for n, cls in found.items() if issubclass(cls, L.LightningDataModule) and not n.startswith("_")}
+    found = {name: cls for name, cls in vars(data_module).items() if inspect.isclass(cls) and not name.startswith("_")}
+    return {n: cls for n, cls in found.items() if issubclass(cls, L.LightningDataModule) and not inspect.isabstract(cls)}
 
 
 def option_names(parser: LightningArgumentParser) -> list[str]:
@@ -114,15 +114,6 @@ def option_names(parser: LightningArgumentParser) -> list[str]:
     for cls in data_classes().values():
         names += [f"data.{name}" for name in inspect.signature(cls).parameters]
     return sorted({*names, "debug"})
-
-
-class RunFolder(SaveConfigCallback):
-    """Write the resolved config.yaml and data.json, the data's part of it, into the run's folder."""
-
-    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        data = self.parser.dump(self.config, skip_none=False, format="json")
-        path = Path(trainer.default_root_dir) / "data.json"
-        path.write_text(json.dumps(json.loads(data)["data"], indent=2) + "\n")
 
 
 class CommandLine(LightningCLI):
@@ -137,8 +128,7 @@ class CommandLine(LightningCLI):
             LanguageModel,
             L.LightningDataModule,
             subclass_mode_data=True,
-            save_config_callback=RunFolder,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=None,  # it writes before there is anything to train; SaveModel does it instead
             seed_everything_default=0,
             parser_kwargs={"allow_abbrev": False, "prog": "train.py", "description": "Train a model."},
             args=arguments,
@@ -170,6 +160,9 @@ class CommandLine(LightningCLI):
         configs = self.config.config or []
         self.run = Path(self.config.run or f"runs/{Path(str(configs[0])).stem if configs else 'unnamed'}")
         self.config.run = str(self.run)
+        refuse_file("run", self.run)
+        if self.config.trainer.max_steps == 0:
+            raise UserError("trainer.max_steps is 0; it must be a positive integer, or -1 for no limit")
         self.checkpoint = find_checkpoint(self.run, self.config.ckpt_path)
 
     def _parse_ckpt_path(self) -> None:
@@ -178,7 +171,8 @@ class CommandLine(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         meter = Meter()
         trainer = self.config_init.trainer
-        own: list[L.Callback] = [RankState(), meter, SaveModel(), LossPlot()]
+        config, data = (self.parser.dump(self.config, skip_none=False, format=name) for name in ("yaml", "json"))
+        own: list[L.Callback] = [RankState(), meter, SaveModel(config, json.loads(data)["data"]), LossPlot()]
         if trainer.enable_progress_bar is not False:
             own.append(Progress(meter))
         trainer.callbacks = [*(trainer.callbacks or []), *own]

@@ -50,6 +50,21 @@ def explain(message: str, options: Sequence[str], classes: Sequence[str]) -> str
     return _short(message)
 
 
+def explain_mismatch(message: str) -> str:
+    """What torch says of weights that are not the model's, without all but the first tensor.
+
+    Example:
+        >>> explain_mismatch('Error(s) in loading:\\n\\tMissing key(s) in state_dict: "model.a", "model.b". ')
+        'it lacks tensor model.a'
+    """
+    if match := re.search(r'(Missing|Unexpected) key\(s\) in state_dict: "([^"]+)"', message):
+        return f"it lacks tensor {match[2]}" if match[1] == "Missing" else f"it has tensor {match[2]}, the model has not"
+    shapes = r"size mismatch for (\S+): .*?torch\.Size\((\[.*?\])\).*?torch\.Size\((\[.*?\])\)"
+    if match := re.search(shapes, message, re.DOTALL):
+        return f"its tensor {match[1]} has shape {match[2]}, the model's {match[3]}"
+    return _short(message)
+
+
 def _not_an_option(words: Sequence[str], options: Sequence[str]) -> str:
     given = next((word for word in words if word.startswith("-")), words[0]).split("=")[0]
     if not given.startswith("-"):
@@ -75,6 +90,8 @@ def _unknown_field(message: str, above: str, options: Sequence[str]) -> str | No
 def _bad_value(field: str, rest: str, options: Sequence[str], classes: Sequence[str]) -> str:
     if match := re.search(r"does not exist: '?([^'\n]+)", rest):
         return f"{field} is {match[1]!r}, which does not exist"
+    if "but is abstract" in rest and (match := re.search(r"^\s*Given value: (.+)", rest, re.MULTILINE)):
+        return _no_class(field, match[1].strip("'\""), classes, "")
     if match := re.search(r"Problem with given class_path '([^']+)':\s*(.*)", rest, re.DOTALL):
         problem = re.split(r"\n    - ", match[2])[0]  # what follows are other readings of the whole value
         if inner := re.match(r'Parser key "([\w.]+)":(.*)', problem, re.DOTALL):

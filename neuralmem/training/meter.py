@@ -1,7 +1,8 @@
 """What happened since the last line of the log: means over the interval, speed, and the health of every memory.
 
-Special: nothing is read from the device between two lines, so logging costs no synchronisation per step; memory health
-comes from `neuralmem.probe` in the one training step that ends an interval.
+Special: sums stay on the device and are read once per line; memory health comes from `neuralmem.probe` in the one
+training step that ends an interval. A step is not free of synchronisation for that: the model reads how many targets
+there are, and `Mastery` reads the answers of every batch of a curriculum, because its decision must not come late.
 """
 
 import time

@@ -15,6 +15,7 @@ from torch import Tensor
 from neuralmem import probe
 from neuralmem.config import ModelConfig
 from neuralmem.data.batch import NO_LOSS, Batch, exact_answers
+from neuralmem.memory._rule import MemoryRule
 from neuralmem.models.causal_lm import CausalLM
 from neuralmem.state import State
 from neuralmem.training.loss import token_loss
@@ -51,8 +52,8 @@ class LanguageModel(L.LightningModule):
         loss = reading = _loss(logits, chosen, batch)
         if record is not None and (written := record.total("write")) is not None:
             loss = loss + cost * written
-        if carry:  # where no document starts the initial memory has no gradient, and DDP wants one for every parameter
-            loss = loss + 0.0 * torch.stack([p.sum() for p in self.parameters()]).sum()
+        if carry and self.trainer.world_size > 1:
+            loss = loss + _nothing_of_first_weights(self.model)
         self.log("loss", reading.detach(), logger=False, batch_size=len(batch.tokens))
         return {"loss": loss, **_counts(logits, chosen, batch)}
 
@@ -73,7 +74,8 @@ class LanguageModel(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, and the schedule over the steps or the time that the trainer was given."""
-        optimizer = make_optimizer(self.model, self.optimizer_config)
+        # A fused step unscales float16 gradients on its own, so that Lightning cannot clip them before.
+        optimizer = make_optimizer(self.model, self.optimizer_config, fused=self.trainer.precision != "16-mixed")
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate(self.optimizer_config, self.progress))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -98,6 +100,16 @@ class LanguageModel(L.LightningModule):
             template = self.model.init_state(len(tensors["position"]))
             found = iter([tensors[name].to(self.device) for name, _ in template.items()])
             self.carried = template.map(lambda _: next(found))
+
+
+def _nothing_of_first_weights(model: CausalLM) -> Tensor:
+    """A zero that gives the memories' first weights a gradient of zero.
+
+    Where no document starts in a batch, carried memory replaces them, and DDP wants a gradient of every parameter. Empty
+    slices rather than 0 * weights, which is NaN once a weight is not finite.
+    """
+    memories = [module for module in model.modules() if isinstance(module, MemoryRule)]
+    return torch.stack([weight[:0].sum() for memory in memories for weight in memory.initial()[0]]).sum()
 
 
 def _loss(logits: Tensor, chosen: Tensor, batch: Batch) -> Tensor:

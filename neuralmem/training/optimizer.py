@@ -75,10 +75,10 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
     return [{"params": found, "lr": lr, "weight_decay": decay} for (lr, decay), found in groups.items()]
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW over `parameter_groups`, fused: one kernel for all parameters."""
+def make_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool = True) -> torch.optim.Optimizer:
+    """AdamW over `parameter_groups`; fused is one kernel for all parameters."""
     groups = parameter_groups(model, config)
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
     # The fused kernel does not count its writes, and a state tells by that count whether its model was trained since.
     changed = [p for group in groups for p in group["params"]]
     optimizer.register_step_post_hook(lambda *_: torch.autograd.graph.increment_version(changed))

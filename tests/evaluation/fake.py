@@ -45,7 +45,7 @@ class Oracle:
     def init_state(self, batch_size: int) -> FakeState:
         return FakeState((b"",) * batch_size)
 
-    def __call__(self, tokens, state=None, *, mask=None, reset=None, memory="on"):
+    def __call__(self, tokens, state=None, *, mask=None, reset=None, memory="on", select=None):
         state = self.init_state(len(tokens)) if state is None else state
         self.reads.append((*tokens.shape, memory))
         logits = torch.zeros(*tokens.shape, self.tokenizer.vocab_size)
@@ -58,7 +58,7 @@ class Oracle:
             for i in range(max(0, len(real) - 64), len(real)):
                 logits[row, i] = self.predict(after[: len(text) + i + 1], memory)
             texts.append(after)
-        return logits, FakeState(tuple(texts))
+        return logits if select is None else logits[select], FakeState(tuple(texts))
 
     def predict(self, text: bytes, memory: str) -> Tensor:
         """The next byte of the answer when the question is there and its needle is still known, else a full stop."""

@@ -39,7 +39,7 @@ class Reciter:
         assert batch_size == 1
         return Heard()
 
-    def __call__(self, tokens, state=None, *, mask=None, reset=None, memory="on"):
+    def __call__(self, tokens, state=None, *, mask=None, reset=None, memory="on", select=None):
         self.calls.append(tokens.shape[1])
         ids = state.ids
         logits = torch.zeros(1, tokens.shape[1], self.vocab_size)
@@ -48,7 +48,7 @@ class Reciter:
             at = len(ids) - 1 - max((n for n, t in enumerate(ids) if t == self.colon), default=-1)
             logits[0, i, self.script[at] if at < len(self.script) else self.eos] = 9.0
             logits[0, i, ord("x")] += 8.0
-        return logits, Heard(ids)
+        return logits if select is None else logits[select], Heard(ids)
 
 
 def reciter(text: str) -> Reciter:

@@ -57,7 +57,7 @@ def _chunk(q: Tensor, k: Tensor, v: Tensor, theta: Tensor, keep: Tensor, weights
     system = (kept_before * (k @ k.mT)).tril(-1)
     right = before * (k @ weights.mT) - v
     error = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)  # M_{t-1} k_t - v_t
-    probe.observe("surprise", error.square().sum(-1))
+    probe.observe("surprise", error.square().sum(-1))  # always: a checkpoint compares what forward and backward save
     y = beta * (q @ weights.mT) - (kept * (q @ k.mT)) @ error
     last = kept[..., -1, :, None]
     return y, beta[..., -1:, :] * weights - (last * error).mT @ k

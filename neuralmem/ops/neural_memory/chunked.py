@@ -36,12 +36,14 @@ def coefficients(theta: Tensor, eta: Tensor | None, alpha: Tensor, write: Tensor
     if write is not None:
         theta, keep = torch.where(write, theta, 0), torch.where(write, keep, 1)
         eta = None if eta is None else torch.where(write, eta, 1)
-    beta, over_weights = keep.cumprod(-1), decay_products(keep)
+    over_weights = decay_products(keep)
+    beta = keep[..., :1] * over_weights[..., 0]  # from before the first token on
     if eta is None:
         return Coefficients(beta, None, None, over_weights * theta[..., None, :], None)
     if write is not None:
         over_weights = over_weights * write[..., None, :]
-    decay, over_momentum = eta.cumprod(-1), decay_products(eta)
+    over_momentum = decay_products(eta)
+    decay = eta[..., :1] * over_momentum[..., 0]
     gamma = (over_weights @ decay[..., None])[..., 0]
     both = (over_weights @ over_momentum) * theta[..., None, :]
     return Coefficients(beta, gamma, decay, both, over_momentum[..., -1, :] * theta)
@@ -74,7 +76,7 @@ def chunk_step(
         return (a.to(call.operand) @ b.to(call.operand)).to(v.dtype)
 
     inputs, deltas, error = call.form.backpropagate(weights, k, v, matmul)
-    probe.observe("surprise", error.square().sum(-1))
+    probe.observe("surprise", error.square().sum(-1))  # always: a checkpoint compares what forward and backward save
     act, _ = ACTIVATIONS[call.form.activation]
     x = q
     for layer, (weight, h, delta) in enumerate(zip(weights, inputs, deltas, strict=True)):
