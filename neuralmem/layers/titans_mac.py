@@ -117,10 +117,8 @@ class TitansMAC(Layer):
             m, remembered = self.memory(self.written_norm(y), remembered, mask=real[:, here], memory=mode)
             outputs.append(self.gate(y, m))
             seen.append(context)
-            if mode == "on":
-                done = grid.complete >= start + self.size
-                if not bool(done.any()):
-                    continue
+            done = grid.complete >= start + self.size
+            if mode == "on" and bool(done.any()):
                 remembered = choose(done, self.memory.close(remembered), remembered)
                 anchor = where_rows(done, remembered.weights, anchor)
         segment = self._unfinished(grid, tuple(torch.cat(parts, dim=1) for parts in zip(*seen, strict=True)), state)
