@@ -20,7 +20,7 @@ from record import write
 
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs" / "images" / "quickstart.png"
-MODELS = {"quickstart": "Titans MAL", "quickstart_baseline": "sliding-window Transformer"}
+MODELS = {"quickstart": "Titans MAG", "quickstart_baseline": "sliding-window Transformer"}
 CONTROLS = ("none", "frozen", "off", "reset")
 
 

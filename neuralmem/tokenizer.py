@@ -76,7 +76,7 @@ class Tokenizer:
         encoded up to places where no token can span, which is in front of white space that follows a letter or digit
         (after a million characters without one, wherever reading stands). A tokenizer that treats the start of a text
         specially, as SentencePiece does, gets the whole file at once. Bytes that are not UTF-8 are replaced by U+FFFD;
-        the byte tokenizer passes them on as they are.
+        the byte tokenizer passes them on as they are. An empty file yields nothing: a call of a model needs a token.
 
         Raises:
             UserError: there is no such file, or `length` is not positive.

@@ -7,6 +7,7 @@ which makes an exact resume cheap, and a document belongs to training or validat
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -87,7 +88,7 @@ class Indexed(Source):
         name: for messages
         size: number of documents on both sides
         key: number -> what names a document, independent of the machine; the split hangs on it
-        fetch: number -> text
+        fetch: number -> text; like `key` not a lambda, since spawned loader processes get the source pickled
         groups: first numbers of runs that are cheap to read together, ascending from 0; shuffling keeps runs together
         side: "train", "validation" or "all"
         share: part that is validation. Where one side would get nothing (a single file), every document is cut, and
@@ -157,8 +158,12 @@ class Texts(Indexed):
     def __init__(
         self, documents: Sequence[tuple[str, str]], name: str = "texts", side: Side = "all", share: float = 0.0
     ) -> None:
-        size = len(documents)
-        super().__init__(name, size, lambda i: documents[i][0], lambda i: documents[i][1], side=side, share=share)
+        ids, texts = partial(_part, documents, 0), partial(_part, documents, 1)
+        super().__init__(name, len(documents), ids, texts, side=side, share=share)
+
+
+def _part(documents: Sequence[tuple[str, str]], part: int, number: int) -> str:
+    return documents[number][part]
 
 
 class Joined(Source):

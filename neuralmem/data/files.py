@@ -9,7 +9,7 @@ import warnings
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, get_args
@@ -63,36 +63,49 @@ def open_files(
         kinds["lines" if suffix in LINES else "tables" if suffix in TABLES else "text"].append((name, path))
     sources = []
     if files := kinds["text"]:
-        spans = _Spans(files, lambda path: _document_starts(path, document_bytes))
-        sources.append(spans.source(spec, lambda data, place: data, side, share))
+        spans = _Spans(files, partial(_document_starts, document_bytes=document_bytes), _plain_text)
+        sources.append(Indexed(spec, len(spans), spans.place, spans.text, side=side, share=share))
     if files := kinds["lines"]:
-        spans = _Spans(files, _line_starts)
-        sources.append(spans.source(spec, lambda data, place: _json_text(data, place, text_field), side, share))
+        spans = _Spans(files, _line_starts, partial(_json_text, field=text_field))
+        sources.append(Indexed(spec, len(spans), spans.place, spans.text, side=side, share=share))
     if files := kinds["tables"]:
-        sources.append(_tables(spec, files, side, share, text_field))
+        rows = _Rows(files, text_field)
+        sources.append(Indexed(spec, len(rows), rows.place, rows.text, groups=rows.firsts[:-1], side=side, share=share))
     return sources
 
 
 class _Spans:
-    """Byte ranges of files: document number -> file, first byte, last byte."""
+    """Byte ranges of files: document number -> file, first byte, last byte.
 
-    def __init__(self, files: list[tuple[str, Path]], starts_of: Callable[[Path], Iterator[int]]) -> None:
+    Args:
+        files: names and paths
+        starts_of: where a file's documents begin, and its end
+        decode: (content of a document, its place) -> its text
+    """
+
+    def __init__(
+        self,
+        files: list[tuple[str, Path]],
+        starts_of: Callable[[Path], Iterator[int]],
+        decode: Callable[[str, str], str],
+    ) -> None:
+        self.decode = decode
         self.files, self.starts, self.firsts, self.replaced = files, array("q"), [0], 0
         for _, path in files:
             self.starts.extend(starts_of(path))  # the last start of a file is its end
             self.firsts.append(len(self.starts) - len(self.firsts))
         # A file of n documents has n + 1 starts: document i of file f begins at starts[i + f].
 
-    def source(self, spec: str, text: Callable[[str, str], str], side: Side, share: float) -> Indexed:
-        def fetch(number: int) -> str:
-            return text(self._read(number), self._place(number))
+    def __len__(self) -> int:
+        return self.firsts[-1]
 
-        return Indexed(spec, self.firsts[-1], self._place, fetch, side=side, share=share)
+    def text(self, number: int) -> str:
+        return self.decode(self._read(number), self.place(number))
 
     def _file(self, number: int) -> int:
         return bisect_right(self.firsts, number) - 1
 
-    def _place(self, number: int) -> str:
+    def place(self, number: int) -> str:
         file = self._file(number)
         alone = self.firsts[file + 1] - self.firsts[file] == 1
         return self.files[file][0] if alone else f"{self.files[file][0]}#{number - self.firsts[file] + 1}"
@@ -138,6 +151,10 @@ def _line_starts(path: Path) -> Iterator[int]:
     yield place
 
 
+def _plain_text(content: str, place: str) -> str:
+    return content
+
+
 def _json_text(line: str, place: str, field: str) -> str:
     try:
         row = json.loads(line)
@@ -156,48 +173,72 @@ def text_of(row: dict[str, Any], place: str, field: str) -> str:
     return text
 
 
-def _tables(spec: str, files: list[tuple[str, Path]], side: Side, share: float, field: str) -> Indexed:
-    """Rows of parquet files. A row group is read at a time, and shuffling keeps its rows together."""
+class _Rows:
+    """Rows of parquet files. A row group is read at a time, and shuffling keeps its rows together.
+
+    Attributes:
+        groups: (file, row group), by number of the group
+        firsts: number of the first row of each group, and the number of rows
+    """
+
+    def __init__(self, files: list[tuple[str, Path]], field: str) -> None:
+        self.files, self.field = files, field
+        self.groups: list[tuple[int, int]] = []
+        self.firsts = [0]
+        self._columns: dict[int, list[Any]] = {}
+        for i, (name, path) in enumerate(files):
+            names, sizes = _schema(path)
+            if field not in names:
+                hint = nearest(field, names)
+                raise UserError(
+                    f"text_field is {field!r}; {name} has no such field, its fields are {', '.join(names)}{hint}"
+                )
+            self.groups += [(i, group) for group in range(len(sizes))]
+            for size in sizes:
+                self.firsts.append(self.firsts[-1] + size)
+
+    def __len__(self) -> int:
+        return self.firsts[-1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_columns": {}}
+
+    def place(self, number: int) -> str:
+        group = self._group(number)
+        file, part = self.groups[group]
+        return f"{self.files[file][0]}#{part}.{number - self.firsts[group] + 1}"
+
+    def text(self, number: int) -> str:
+        group = self._group(number)
+        return text_of({self.field: self._column(group)[number - self.firsts[group]]}, self.place(number), self.field)
+
+    def _group(self, number: int) -> int:
+        return bisect_right(self.firsts, number) - 1
+
+    def _column(self, group: int) -> list[Any]:
+        """The texts of a row group; those of the last two are kept."""
+        if group not in self._columns:
+            from pyarrow import parquet
+
+            file, number = self.groups[group]
+            with parquet.ParquetFile(self.files[file][1]) as table:
+                column = table.read_row_group(number, columns=[self.field]).column(0).to_pylist()
+            self._columns = dict([*self._columns.items()][-1:]) | {group: column}
+        return self._columns[group]
+
+
+def _schema(path: Path) -> tuple[list[str], list[int]]:
+    """Field names of a parquet file, and the number of rows of each row group."""
     try:
         from pyarrow import ArrowInvalid, parquet
     except ImportError:
         raise UserError("source holds parquet files, which need the package pyarrow; pip install pyarrow") from None
-    groups: list[tuple[int, int]] = []  # (file, row group)
-    firsts = [0]
-    for i, (name, path) in enumerate(files):
-        try:
-            with parquet.ParquetFile(path) as table:
-                names, sizes = (
-                    table.schema_arrow.names,
-                    [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)],
-                )
-        except (ArrowInvalid, OSError) as error:
-            raise UserError(f"source {str(path)!r} is not a parquet file: {str(error).splitlines()[0]}") from None
-        if field not in names:
-            hint = nearest(field, names)
-            raise UserError(
-                f"text_field is {field!r}; {name} has no such field, its fields are {', '.join(names)}{hint}"
-            )
-        groups += [(i, group) for group in range(len(sizes))]
-        for size in sizes:
-            firsts.append(firsts[-1] + size)
-
-    @lru_cache(maxsize=2)
-    def column(group: int) -> list[Any]:
-        file, number = groups[group]
-        with parquet.ParquetFile(files[file][1]) as table:
-            return table.read_row_group(number, columns=[field]).column(0).to_pylist()
-
-    def key(number: int) -> str:
-        group = bisect_right(firsts, number) - 1
-        file, part = groups[group]
-        return f"{files[file][0]}#{part}.{number - firsts[group] + 1}"
-
-    def fetch(number: int) -> str:
-        group = bisect_right(firsts, number) - 1
-        return text_of({field: column(group)[number - firsts[group]]}, key(number), field)
-
-    return Indexed(spec, firsts[-1], key, fetch, groups=firsts[:-1], side=side, share=share)
+    try:
+        with parquet.ParquetFile(path) as table:
+            sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+            return table.schema_arrow.names, sizes
+    except (ArrowInvalid, OSError) as error:
+        raise UserError(f"source {str(path)!r} is not a parquet file: {str(error).splitlines()[0]}") from None
 
 
 def _neighbour(path: Path) -> str:

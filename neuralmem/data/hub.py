@@ -7,6 +7,7 @@ go to `datasets.load_dataset`; with `streaming=1` nothing is stored on disk, shu
 
 import random
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 from urllib.parse import parse_qsl
@@ -35,14 +36,16 @@ def open_hub(spec: str, *, side: Side = "all", share: float = 0.0, text_field: s
     dataset = _load(name, options.get("config"), options.get("split", "train"), streaming, wanted)
     if streaming:
         return _Stream(spec, dataset, field, side, share, int(options.get("buffer", 1000)))
-    return Indexed(
-        spec,
-        len(dataset),
-        lambda number: f"{name}#{number}",
-        lambda number: text_of(dataset[number], f"{name}#{number}", field),
-        side=side,
-        share=share,
-    )
+    key, text = partial(_key, name), partial(_text, dataset, name, field)
+    return Indexed(spec, len(dataset), key, text, side=side, share=share)
+
+
+def _key(name: str, number: int) -> str:
+    return f"{name}#{number}"
+
+
+def _text(dataset: Any, name: str, field: str, number: int) -> str:
+    return text_of(dataset[number], _key(name, number), field)
 
 
 def _load(name: str, config: str | None, split: str, streaming: bool, options: dict[str, str]) -> Any:

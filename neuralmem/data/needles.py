@@ -3,6 +3,8 @@
     ...text @word=123 text... @other=908 text ... @other=908 ... @word=123
              a fact            a fact              questions, answered by the values
 
+as `NeedleFormat` writes by default; the quickstart's facts are `@word 123`.
+
 What is special: haystack, facts and questions are joined as tokens, which is exact because a format is refused where
 its tokens depend on what stands next to them. What is kept for validation is decided by hash, here and nowhere else, so
 that evaluation asks for what training never saw: (key, value) pairs, whole keys, and the documents of the haystack.
@@ -12,7 +14,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 from typing import Any, Literal
 
@@ -106,9 +107,12 @@ def find_keys(texts: Iterable[str], tokenizer: Tokenizer, form: NeedleFormat, le
     if form.key_tokens:
         words = [word for word in words if len(tokenizer.encode(form.question(word))) == bare + form.key_tokens]
     if len(words) < 16:
+        few = f"only {len(words)} words of 3 to 12 letters stand in the text {least} times"
+        if not form.key_tokens:
+            raise UserError(f"source has too little text: {few}, 16 are needed as keys; give more text")
         raise UserError(
-            f"key_tokens is {form.key_tokens}; only {len(words)} words have so many tokens, 16 are needed: "
-            "give 0 (any number), or a tokenizer trained on this text with split_words"
+            f"form.key_tokens is {form.key_tokens}; {few} and have so many tokens, 16 are needed as keys: give 0 (any "
+            "number), a tokenizer trained on this text that keeps spaces apart (words:NUMBER), or more text"
         )
     order = np.random.default_rng(0).permutation(len(words))
     return [word for _, word in sorted(zip(order, sorted(words), strict=True))]
@@ -174,8 +178,8 @@ class Needles(Curriculum):
         words = list(keys) if keys is not None else find_keys(texts, tokenizer, self.form)
         held = new_keys and self.part == "validation"
         self.keys = [word for word in words if self.form.is_key_held_out(word) == held]
-        self._question = lru_cache(None)(lambda key: np.array(tokenizer.encode(self.form.question(key))))
-        self._answer = lru_cache(100_000)(lambda value: np.array(tokenizer.encode(self.form.answer(value))))
+        self._questions: dict[str, np.ndarray] = {}
+        self._answers: dict[int, np.ndarray] = {}
         self._check_format()
         self._text = np.array([i for text in texts for i in tokenizer.encode(text)], dtype=np.int64)
         self._lines = self._line_starts()
@@ -193,6 +197,21 @@ class Needles(Curriculum):
         tokens, groups = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
         chosen = None if self.text_share == 1 else torch.from_numpy(rng.random(tokens.shape) < self.text_share)
         return supervise(tokens, groups, self.text_weight, chosen)
+
+    def _question(self, key: str) -> np.ndarray:
+        """-> tokens of a question, encoded once."""
+        if key not in self._questions:
+            self._questions[key] = np.array(self.tokenizer.encode(self.form.question(key)))
+        return self._questions[key]
+
+    def _answer(self, value: int) -> np.ndarray:
+        """-> tokens of an answer; those of the first 100,000 values that come up are kept."""
+        found = self._answers.get(value)
+        if found is None:
+            found = np.array(self.tokenizer.encode(self.form.answer(value)))
+            if len(self._answers) < 100_000:
+                self._answers[value] = found
+        return found
 
     def _row(self, rng: np.random.Generator, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
         """-> tokens Int[T], groups Int[T] (see `supervise`)."""

@@ -18,20 +18,20 @@ HELP = """Evaluate a checkpoint.
   niah    needles in a haystack: what is found, how far back, and whether the memory found it
 
 example
-  python eval.py niah --checkpoint runs/quickstart --tasks recall --lengths 1x,16x,64x --ablate none,frozen,off,reset
+  python eval.py niah --checkpoint runs/quickstart
 
 python eval.py niah --help shows its options.
 """
 NIAH = """Needles in a haystack. Prints a table; writes rows.jsonl, table.csv and a heat map per task to --out.
 
 tasks
-  recall           small models: facts "key=value" in text, one of them is asked for; exact match
+  recall           small models: facts in text, as in training ("@word 123"), one of them is asked for; exact match
   s-niah-pk        a number in repeated noise              (RULER niah_single_1)
   s-niah-n         a number in text                        (RULER niah_single_2)
   s-niah-w         a uuid in text                          (RULER niah_single_3)
   s-niah-w-words   words in text"""
 EXAMPLES = """examples
-  python eval.py niah --checkpoint runs/quickstart --tasks recall --lengths 1x,16x,64x --ablate none,frozen,off,reset
+  python eval.py niah --checkpoint runs/quickstart
   python eval.py niah --checkpoint runs/mac_170m --tasks s-niah-pk,s-niah-n,s-niah-w --lengths 2k,4k,8k,16k \\
       --protocol ruler2024 --samples 500 --haystack file:essays.txt
 
@@ -125,7 +125,7 @@ def niah_parser() -> Parser:
     add("--facts", type=int, default=6, metavar="N", help="facts in a prompt of the recall task, 5 at least (6)")
     add("--max-new-tokens", type=int, metavar="N", help="length of the answer (128; recall: as long as its values)")
     add("--out", metavar="DIR", help="where results go (RUN/niah)")
-    add("--stream-chunk", type=int, default=4096, metavar="N", help="tokens read per call, at most (4096)")
+    add("--stream-chunk", type=int, metavar="N", help="tokens read per call, at most (512; 4096 on a GPU)")
     add("--batch-size", type=int, default=16, metavar="N", help="prompts read together (16)")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, ... (auto)")
     add("--dtype", default="float32", choices=["float32", "bfloat16", "float64"], help="of the weights (float32)")

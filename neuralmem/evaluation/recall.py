@@ -1,4 +1,4 @@
-"""The small-model form: facts "@key=123" in text, one of them is asked for at the end, exact match.
+"""The small-model form: facts in text, such as "@word 123", one of them is asked for at the end, exact match.
 
 Special: facts are written, and keys and values chosen, by the format the checkpoint was trained with; only pairs of
 key and value that training held out are asked for, in text that training held out, with at least four facts of other
@@ -25,6 +25,7 @@ from neuralmem.evaluation.contexts import Insert, TokenisedHaystack
 from neuralmem.evaluation.protocols import Build, Cell, too_short
 from neuralmem.evaluation.rope import Rope
 from neuralmem.evaluation.sample import Sample
+from neuralmem.models.checkpoint import verify
 
 DISTRACTORS = 4  # facts with other keys, at least
 FACTS = 6  # facts in a prompt: the one asked for and five others
@@ -56,22 +57,27 @@ def read_training_data(folder: Path) -> TrainingData:
     """From the data.json of a checkpoint's folder; without one, the defaults.
 
     Raises:
-        UserError: the folder does not exist, or its data.json cannot be read.
+        UserError: the folder does not exist or is no whole checkpoint, or its data.json cannot be used.
     """
     if not folder.is_dir():
         raise UserError(f"--checkpoint is {str(folder)!r}, which does not exist")
+    verify(folder)
     path = folder / "data.json"
     if not path.is_file():
         return TrainingData()
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-        return from_arguments(given.get("init_args", given))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"--checkpoint has {path}, which cannot be used: {error}") from None
+        given = _object(json.loads(path.read_text(encoding="utf-8")), "its content")
+        return from_arguments(_object(given.get("init_args", given), "init_args"))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--checkpoint has {path}, which cannot be used: {reason}") from None
 
 
 def from_arguments(given: dict[str, Any]) -> TrainingData:
     """From the arguments of a data module.
+
+    Raises:
+        UserError: a value of the wrong type.
 
     Example:
         >>> from_arguments({"sequence_length": 512, "source": "stdlib"}).haystack
@@ -79,19 +85,50 @@ def from_arguments(given: dict[str, Any]) -> TrainingData:
         >>> from_arguments({"stages": [{"length": 128}, {"length": 256}]}).length
         256
     """
-    stage = (given.get("stages") or [{}])[-1]
+    stages = given.get("stages") or [{}]
+    if not isinstance(stages, list):
+        raise UserError(f"stages is {stages!r:.60}; it must be a list")
+    stage = _object(stages[-1], f"stages[{len(stages) - 1}]")
     source = given.get("source") or "builtin"
-    names = [source] if isinstance(source, str) else list(source)
-    form = {f.name: v for f in fields(NeedleFormat) if (v := (given.get("form") or {}).get(f.name)) is not None}
-    share = (given.get("validation") or {}).get("share")
+    names = [source] if isinstance(source, str) else source
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"source is {source!r:.60}; it must be a text, or a list of texts")
+    share = _object(given.get("validation"), "validation").get("share")
+    length = _number(stage.get("length") or given.get("sequence_length"), "length", int, least=1)
     return TrainingData(
-        length=stage.get("length") or given.get("sequence_length"),
+        length=None if length is None else int(length),
         haystack=next((name for name in names if name in CORPORA), "builtin"),
-        share=VALIDATION_SHARE if share is None else float(share),
-        source=source if isinstance(source, str) else tuple(source),
-        form=NeedleFormat(**form) if form else NeedleFormat(key_tokens=0),
-        keys=stage.get("keys") or 0,
+        share=VALIDATION_SHARE if share is None else float(_number(share, "validation.share", float) or 0),
+        source=source if isinstance(source, str) else tuple(names),
+        form=_form(_object(given.get("form"), "form")),
+        keys=int(_number(stage.get("keys"), "keys", int) or 0),
     )
+
+
+def _form(given: dict[str, Any]) -> NeedleFormat:
+    """The format of facts, with the defaults for what is not given."""
+    form = {f.name: given[f.name] for f in fields(NeedleFormat) if given.get(f.name) is not None}
+    for name, value in form.items():
+        if name != "fact":
+            _number(value, f"form.{name}", type(getattr(NeedleFormat, name)), least=name == "digits")
+        elif not isinstance(value, str):
+            raise UserError(f"form.fact is {value!r:.60}; it must be a text")
+    return NeedleFormat(**form) if form else NeedleFormat(key_tokens=0)
+
+
+def _object(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict | None):
+        raise UserError(f"{name} is {value!r:.60}; it must be an object")
+    return value or {}
+
+
+def _number(value: Any, name: str, kind: type, least: int = 0) -> float | None:
+    """The value, an int or, where the kind is float, either."""
+    allowed = (int, float) if kind is float else int
+    if value is not None and (isinstance(value, bool) or not isinstance(value, allowed) or not value >= least):
+        what = "a number" if kind is float else "an integer"
+        raise UserError(f"{name} is {value!r:.60}; it must be {what} of at least {int(least)}")
+    return value
 
 
 def training_keys(training: TrainingData, tokenizer: Any, facts: int) -> list[str]:

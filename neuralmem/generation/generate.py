@@ -229,9 +229,9 @@ def _check(
 ) -> list[str]:
     if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
         raise UserError(f"max_tokens is {max_tokens!r}; it must be an integer of at least 1")
-    if not 0 <= temperature < float("inf"):
+    if not isinstance(temperature, int | float) or not 0 <= temperature < float("inf"):
         raise UserError(f"temperature is {temperature!r}; it must be 0 (the likeliest token) or a positive number")
-    if not 0 < top_p <= 1:
+    if not isinstance(top_p, int | float) or not 0 < top_p <= 1:
         raise UserError(f"top_p is {top_p!r}; it must be above 0 and at most 1")
     stops = [stop] if isinstance(stop, str) else list(stop) if isinstance(stop, Iterable) else [stop]
     if not all(isinstance(s, str) and s for s in stops):

@@ -2,7 +2,8 @@
 
 h = M(q(S)) from the memory before the segment,  y = Attn([persistent | h | S]),  M <- M(y),  o = y (x) M(y)
 Titans (2501.00663) Eq. 21-25. Special: position i sees h and S up to i only and the second read uses the weights after
-token i, since the paper's plain causal mask and segment-end weights show a token its future (docs/paper_map.md).
+token i, since the paper's plain causal mask and segment-end weights show a token its future (docs/paper_map.md). What is
+written is norm(S + y), y with the residual that the paper has everywhere: with y alone nothing was learned.
 """
 
 from dataclasses import dataclass
@@ -85,12 +86,12 @@ class TitansMAC(Layer):
         remembered, outputs = state.memory, []
         for part in x[:, :whole].split(self.size, dim=1) if whole else ():
             y, _ = self._attend(part, self.memory.recall(part, remembered.weights))
-            m, remembered = self.memory.segment(self.written_norm(y), remembered)
+            m, remembered = self.memory.segment(self.written_norm(part + y), remembered)
             outputs.append(self.gate(y, m))
         rest, anchor, segment = x[:, whole:], remembered.weights, state.segment
         if rest.shape[1]:
             y, new = self._attend(rest, self.memory.recall(rest, anchor))
-            m, remembered = self.memory(self.written_norm(y), remembered, rows=Rows())
+            m, remembered = self.memory(self.written_norm(rest + y), remembered, rows=Rows())
             outputs.append(self.gate(y, m))
             segment = tuple(
                 torch.cat([a.to(b.dtype), b[:, a.shape[1] :]], dim=1) for a, b in zip(new, segment, strict=True)
@@ -114,7 +115,8 @@ class TitansMAC(Layer):
                 anchor = where_rows(begins, first.weights, anchor)
             cached = (state.segment, state.filled) if start == 0 else None
             y, context = self._attend(placed[:, here], self._recall(placed[:, here], anchor, mode), cached)
-            m, remembered = self.memory(self.written_norm(y), remembered, mask=real[:, here], memory=mode)
+            written = self.written_norm(placed[:, here] + y)
+            m, remembered = self.memory(written, remembered, mask=real[:, here], memory=mode)
             outputs.append(self.gate(y, m))
             seen.append(context)
             done = grid.complete >= start + self.size

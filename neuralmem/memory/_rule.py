@@ -155,7 +155,9 @@ class MemoryRule(Stream):
         return self._leave(y, x), MemoryState(*kept, tails)
 
     def retrieve(self, x: Tensor, state: MemoryState) -> Tensor:
-        """Read without writing what everything read so far left in the memory; no convolution, token by token.
+        """Read without writing what everything read so far left in the memory, each token by itself.
+
+        Of the query's convolution only the current token's tap counts, as at the start of a stream.
 
         Args:
             x: [B, T, width]
@@ -168,7 +170,10 @@ class MemoryRule(Stream):
 
     def recall(self, x: Tensor, weights: Tensors) -> Tensor:
         """Read at given weights [B, H, D_out, D_in]: the query, the memory, the way out. [B, T, width] -> same."""
-        q = unit(F.silu(self._split(self.query(x))))
+        q = self.query(x)
+        if self.convolutions:
+            q = q * self.convolutions[0].weight[0]  # the current token's tap, as at the start of a stream
+        q = unit(F.silu(self._split(q)))
         return self._leave(self.evaluate(q, weights), x)
 
     def close(self, state: MemoryState) -> MemoryState:

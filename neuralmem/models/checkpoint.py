@@ -1,4 +1,4 @@
-"""Checkpoints: a folder of config.json, model.safetensors, tokenizer.json, data.json and a manifest with sha256 and sizes.
+"""Checkpoints: a folder of config.json, model.safetensors, tokenizer.json, data.json, and a manifest of their sha256.
 
 Special: written whole or not at all, verified before anything is loaded (safetensors alone does not notice a flipped
 bit), and nothing in it is code: no pickle, and layer names reach files of this package only.

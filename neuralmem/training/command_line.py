@@ -54,6 +54,8 @@ def train(arguments: list[str]) -> None:
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
     except RuntimeError as error:
+        if (cause := user_error(error)) is not None:  # when data cannot begin, Lightning fails once more cleaning up
+            raise UserError(str(cause)) from error
         if cli.checkpoint is None or "loading state_dict" not in str(error):
             raise
         raise UserError(f"ckpt_path {cli.checkpoint} is of another model: {explain_mismatch(str(error))}") from error
@@ -94,18 +96,24 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # the parser of one class inside the configuration: the outer one will explain
             super().error(message, ex)
-        cause = ex
-        while cause is not None and not isinstance(cause, UserError):
-            cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
-        if cause is not None:
+        if (cause := user_error(ex)) is not None:
             raise UserError(str(cause)) from ex
         raise UserError(explain(message, option_names(self), list(data_classes()))) from ex
+
+
+def user_error(error: BaseException | None) -> UserError | None:
+    """The user's error that another one hides, raised for it or while it was dealt with."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def data_classes() -> dict[str, type]:
     """The data modules by name."""
     found = {name: cls for name, cls in vars(data_module).items() if inspect.isclass(cls) and not name.startswith("_")}
-    return {n: cls for n, cls in found.items() if issubclass(cls, L.LightningDataModule) and not inspect.isabstract(cls)}
+    return {
+        n: cls for n, cls in found.items() if issubclass(cls, L.LightningDataModule) and not inspect.isabstract(cls)
+    }
 
 
 def option_names(parser: LightningArgumentParser) -> list[str]:
@@ -161,6 +169,10 @@ class CommandLine(LightningCLI):
         self.run = Path(self.config.run or f"runs/{Path(str(configs[0])).stem if configs else 'unnamed'}")
         self.config.run = str(self.run)
         refuse_file("run", self.run)
+        if self.config.data.class_path.rpartition(".")[2] == "LightningDataModule":
+            raise UserError(
+                f"data is 'LightningDataModule', which has no data; it must be one of {', '.join(data_classes())}"
+            )
         if self.config.trainer.max_steps == 0:
             raise UserError("trainer.max_steps is 0; it must be a positive integer, or -1 for no limit")
         self.checkpoint = find_checkpoint(self.run, self.config.ckpt_path)

@@ -58,7 +58,9 @@ def explain_mismatch(message: str) -> str:
         'it lacks tensor model.a'
     """
     if match := re.search(r'(Missing|Unexpected) key\(s\) in state_dict: "([^"]+)"', message):
-        return f"it lacks tensor {match[2]}" if match[1] == "Missing" else f"it has tensor {match[2]}, the model has not"
+        return (
+            f"it lacks tensor {match[2]}" if match[1] == "Missing" else f"it has tensor {match[2]}, the model has not"
+        )
     shapes = r"size mismatch for (\S+): .*?torch\.Size\((\[.*?\])\).*?torch\.Size\((\[.*?\])\)"
     if match := re.search(shapes, message, re.DOTALL):
         return f"its tensor {match[1]} has shape {match[2]}, the model's {match[3]}"
@@ -90,8 +92,9 @@ def _unknown_field(message: str, above: str, options: Sequence[str]) -> str | No
 def _bad_value(field: str, rest: str, options: Sequence[str], classes: Sequence[str]) -> str:
     if match := re.search(r"does not exist: '?([^'\n]+)", rest):
         return f"{field} is {match[1]!r}, which does not exist"
-    if "but is abstract" in rest and (match := re.search(r"^\s*Given value: (.+)", rest, re.MULTILINE)):
-        return _no_class(field, match[1].strip("'\""), classes, "")
+    if re.search(r"instantiatable class, but .*is abstract", rest):
+        match = re.search(r"'class_path': '([^']+)'", rest) or re.search(r"Given value: (.+)", rest)
+        return _no_class(field, match[1] if match else "", classes, "")
     if match := re.search(r"Problem with given class_path '([^']+)':\s*(.*)", rest, re.DOTALL):
         problem = re.split(r"\n    - ", match[2])[0]  # what follows are other readings of the whole value
         if inner := re.match(r'Parser key "([\w.]+)":(.*)', problem, re.DOTALL):

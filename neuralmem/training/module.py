@@ -53,7 +53,7 @@ class LanguageModel(L.LightningModule):
         if record is not None and (written := record.total("write")) is not None:
             loss = loss + cost * written
         if carry and self.trainer.world_size > 1:
-            loss = loss + _nothing_of_first_weights(self.model)
+            loss = _with_first_weights(loss, self.model)
         self.log("loss", reading.detach(), logger=False, batch_size=len(batch.tokens))
         return {"loss": loss, **_counts(logits, chosen, batch)}
 
@@ -102,14 +102,14 @@ class LanguageModel(L.LightningModule):
             self.carried = template.map(lambda _: next(found))
 
 
-def _nothing_of_first_weights(model: CausalLM) -> Tensor:
-    """A zero that gives the memories' first weights a gradient of zero.
+def _with_first_weights(loss: Tensor, model: CausalLM) -> Tensor:
+    """The same loss, of which the memories' first weights have a gradient, if only of zero.
 
-    Where no document starts in a batch, carried memory replaces them, and DDP wants a gradient of every parameter. Empty
-    slices rather than 0 * weights, which is NaN once a weight is not finite.
+    Where no document starts in a batch, carried memory replaces them, and DDP wants a gradient of every parameter.
+    Empty slices rather than 0 * weights, which is NaN once a weight is not finite.
     """
     memories = [module for module in model.modules() if isinstance(module, MemoryRule)]
-    return torch.stack([weight[:0].sum() for memory in memories for weight in memory.initial()[0]]).sum()
+    return sum((weight[:0].sum() for memory in memories for weight in memory.initial()[0]), start=loss)
 
 
 def _loss(logits: Tensor, chosen: Tensor, batch: Batch) -> Tensor:

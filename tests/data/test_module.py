@@ -1,5 +1,6 @@
 """Lightning data modules: loaders that resume exactly, tokenizers in a cache, batches that move."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,13 @@ import pytest
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.cli import LightningArgumentParser
+from torch.utils.data import DataLoader
 
+from neuralmem.data import module
 from neuralmem.data.batch import Batch
 from neuralmem.data.module import DataModule, Files, NeedleData, RecallData, TextData, Validation
+from neuralmem.data.needles import NeedleFormat
+from neuralmem.data.sources import Side, Source, open_source
 from neuralmem.data.synthetic import Stage
 from neuralmem.data.tokenizers import make_tokenizer
 from neuralmem.errors import UserError
@@ -127,3 +132,78 @@ def test_yaml_schema() -> None:
         data = parser.instantiate(parser.parse_object({"data": settings})).data
         assert isinstance(data, DataModule)
         assert type(data).__name__ == settings["class_path"]
+
+
+@pytest.mark.parametrize("source", ["builtin", "files"])
+def test_training_and_validation_read_disjoint_documents(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if source == "files":
+        source = str(tmp_path / "files")
+        Path(source).mkdir()
+        for i in range(40):
+            (Path(source) / f"{i}.txt").write_text(f"word{chr(97 + i % 26)} of file {i}\n" * 100 + "some text\n" * 30)
+    stages = [Stage(keys=16, length=128, facts=3, questions=3)]
+    data = NeedleData(stages, tokenizer="bytes", source=source, form=NeedleFormat(key_tokens=0))
+    if source != "builtin":
+        monkeypatch.setattr(NeedleData, "keys", [f"key{chr(97 + i)}" for i in range(26)])
+    texts = {part: data.build(part)._text for part in ("train", "validation")}
+    for part, ids in texts.items():
+        own = "".join(document.text for document in open_source(source, side=part).read())
+        assert data.tokenizer.decode(ids.tolist()) == own[: len(own) if source != "builtin" else 4_000_000]
+    assert texts["train"].size > texts["validation"].size
+    assert not set(bytes(texts["train"].astype("u1")).split(b"\n")) & {
+        line for line in bytes(texts["validation"].astype("u1")).split(b"\n") if b"of file" in line
+    }
+
+
+def test_keys_and_tokenizers_come_from_training_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def spy(spec: str, *, side: str) -> Source:
+        opened.append(side)
+        return open_source(spec, side=side)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "open_source", spy)
+    data = NeedleData([Stage(keys=16, length=128, facts=3, questions=3)], tokenizer="words:300")
+    assert data.tokenizer.vocab_size == 300
+    data.options["form"] = NeedleFormat(key_tokens=0)
+    assert len(data.keys) > 16
+    assert set(opened) == {"train"}
+    data.build("validation")
+    assert opened[-1] == "validation"
+
+
+def test_text_data_reads_the_part_it_builds(tmp_path: Path) -> None:
+    data = text_data(tmp_path / "text", validation=Validation(share=0.3, batches=50))
+    own: dict[Side, set[int]] = {}
+    for part in ("train", "validation"):
+        own[part] = {ord(document.text[0]) for document in data.open(part).read()}
+        read = data.build(part)
+        first = {
+            int(i) for batch, _ in zip(read, range(50), strict=False) for i in batch.tokens.unique() if 97 <= i < 109
+        }
+        assert first == own[part]
+    assert not own["train"] & own["validation"]
+
+
+def pickled(dataset: Any) -> None:
+    """A copy that has gone through a pickle, as in a spawned loader process, yields the same batches."""
+    again = pickle.loads(pickle.dumps(dataset))
+    assert all(equal(a, b) for a, b, _ in zip(dataset, again, range(3), strict=False))
+
+
+def test_datasets_go_through_pickles(tmp_path: Path) -> None:
+    pickled(text_data(tmp_path / "text").build("train"))
+    pickled(recall_data(tmp_path).build("train"))
+    needles = NeedleData(
+        [Stage(keys=16, length=128, facts=3, questions=3)], tokenizer="bytes", form=NeedleFormat(key_tokens=0)
+    ).build("train")
+    next(iter(needles))
+    pickled(needles)
+
+
+def test_spawned_loader_processes(tmp_path: Path) -> None:
+    dataset = text_data(tmp_path / "text").build("validation")
+    loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    assert all(equal(a, b) for a, b in zip(loader, dataset, strict=True))

@@ -1,6 +1,7 @@
 """Sources: what they yield, in which order, on which side; and what bad input gets."""
 
 import json
+import pickle
 from itertools import pairwise
 from pathlib import Path
 
@@ -170,3 +171,16 @@ def test_bad_input(folder: Path, tmp_path: Path) -> None:
         list(wrong.read())
     with pytest.raises(UserError, match=r"wrong.jsonl#3 has no text there, its fields are body"):
         list(wrong.read(start=2))
+
+
+def test_sources_go_through_pickles(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spawned loader processes get a source as a pickle."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    pytest.importorskip("datasets")
+    hub = f"hf:json?data_files={folder / 'lines.jsonl'}"
+    for spec in ("builtin", str(folder), str(folder / "*.py"), hub, f"{hub}&streaming=1", ["builtin", hub]):
+        source = open_source(spec, share=0)
+        documents = [document for document, _ in zip(source.read(), range(40), strict=False)]
+        again = pickle.loads(pickle.dumps(source))
+        assert [document for document, _ in zip(again.read(), range(40), strict=False)] == documents
+        assert again.name == source.name

@@ -218,7 +218,11 @@ def test_bad_input(tokenizer: Tokenizer, keys: list[str]) -> None:
             "it must hold {key} and, behind it, {value}",
         ),
         (lambda: needles(tokenizer, keys, placing="behind"), "placing is 'behind'"),
-        (lambda: find_keys(["few words"], tokenizer, NeedleFormat()), "key_tokens is 1; only 0 words"),
+        (
+            lambda: find_keys(["few words"], tokenizer, NeedleFormat()),
+            "form.key_tokens is 1; only 0 words of 3 to 12 letters stand in the text 20 times and",
+        ),
+        (lambda: find_keys(["few words"], tokenizer, NeedleFormat(key_tokens=0)), "too little text: only 0 words"),
     ]:
         with pytest.raises(UserError, match=message):
             call()

@@ -5,8 +5,15 @@ from random import Random
 
 import pytest
 
+from neuralmem.data.corpus import fixed_slice
 from neuralmem.errors import UserError
+from neuralmem.evaluation import protocols
+from neuralmem.evaluation.contexts import TokenisedHaystack
+from neuralmem.evaluation.haystack import Haystack, split_sentences
 from neuralmem.evaluation.prompts import NOISE, continuations, find_task, needle, prompt, random_value, random_word
+from neuralmem.tokenizer import ByteTokenizer
+
+BYTES = ByteTokenizer()
 
 # evaluation.md section 2.7, extracted from the page and hashed on its own, not through this package.
 GOLDEN = "83d78c4a9a5b56f82c3c1c170b0caa8f7233706870438fc5e81065de2828ede8"
@@ -65,3 +72,29 @@ def test_continuations_are_ten_and_different() -> None:
 def test_unknown_task_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"--tasks holds 's-niah-kp'.*did you mean 's-niah-pk'"):
         find_task("s-niah-kp")
+
+
+# A prompt of 2,048 bytes by each rule, from Python's own text that is the same in all versions; made once, kept since.
+WHOLE = {
+    "s-niah-pk exact": "e51a663e74ccc5bcc1bf88d087d1df36d48dfc1b03afb84b952dc75ab92f3416",
+    "s-niah-n exact": "33f1f22b1c7a2761a7e3fb0ea5603d365458abd91edfca01cbf84b9c4a450c73",
+    "s-niah-w exact": "b11f756dac51f08fa4fe9b50d362c95de00f7d94568997c3a956bf115f2cd40e",
+    "s-niah-w-words exact": "17786bbce4f584430d56de3726e60464252776770122bf6d3ba0aa244cb0cc93",
+    "s-niah-pk ruler2024": "a44f9416141386de199d93412657137a9c3e587b427b4275206792d1b6887f9e",
+    "s-niah-n ruler2024": "27bded4a53f0f4b369a0045c4eab2a1fb9b147db49e024b2ab72e1e611d72a60",
+    "s-niah-w ruler2024": "1652c46e396f5aad41b3192b0846693b71ec8a7a752fd21192f601795f1f106b",
+    "s-niah-w-words ruler2024": "42d2e0d15e0feadab6ee49b53a2ed7918bfd914773ced37d653f735b9e3d4bf3",
+}
+
+
+@pytest.mark.parametrize(("which", "expected"), WHOLE.items())
+def test_golden_prompts_whole(which: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocols, "sentence_splitter", lambda: ("own-sentences", split_sentences))
+    task, protocol = which.split()
+    haystack = Haystack("noise") if task == "s-niah-pk" else Haystack("fixed", fixed_slice())
+    cell = protocols.Cell(find_task(task), protocol, 2048, haystack, 42, BYTES.encode)
+    separator = "\n" if haystack.is_noise else " "
+    tokens = TokenisedHaystack.of_units(haystack.sentences, separator, BYTES.encode, 1 << 16)
+    build = protocols.exact(cell, tokens) if protocol == "exact" else protocols.ruler(cell)
+    sample = build(0, 0.5, cell.random(0))
+    assert sha256(BYTES.decode(sample.rope.slice(0, len(sample.rope)))) == expected

@@ -6,9 +6,11 @@ from random import Random
 import pytest
 import torch
 
+from neuralmem.data.corpus import fixed_slice
 from neuralmem.errors import UserError
+from neuralmem.evaluation import protocols
 from neuralmem.evaluation.contexts import Insert, TokenisedHaystack
-from neuralmem.evaluation.haystack import open_haystack, split_sentences
+from neuralmem.evaluation.haystack import Haystack, open_haystack, split_sentences
 from neuralmem.evaluation.prompts import NOISE, Task, find_task
 from neuralmem.evaluation.protocols import GENERATED, GRID, Build, Cell, exact, ruler
 from neuralmem.evaluation.sample import Sample
@@ -197,3 +199,35 @@ def test_unknown_haystack_and_missing_file(tmp_path: Path) -> None:
 def test_tasks_are_rulers() -> None:
     assert find_task("s-niah-pk") == Task("s-niah-pk", "niah_single_1", "numbers", noise=True)
     assert find_task("niah_single_2").name == "s-niah-n"
+
+
+# Bytes of the first three prompts. The shorter lengths of the two older rules are such that a prompt with one step more
+# of haystack would fit if the answer, which they count, were left out. RULER's steps of 500 words are steps of 3,000
+# bytes: at 3.5k, text shrinks to one word.
+SIZES = {
+    ("exact", "noise", 2048): [2048, 2048, 2048],
+    ("exact", "noise", 8192): [8192, 8192, 8192],
+    ("exact", "text", 2048): [2048, 2048, 2048],
+    ("exact", "text", 8192): [8192, 8192, 8192],
+    ("ruler2024", "noise", 2288): [1704, 1692, 1692],
+    ("ruler2024", "noise", 8192): [7116, 7098, 7098],
+    ("ruler2024", "text", 3580): [384, 375, 372],
+    ("ruler2024", "text", 8192): [6859, 6868, 6865],
+    ("ruler2025", "noise", 2048): [1881, 1884, 1884],
+    ("ruler2025", "noise", 8192): [8013, 8031, 8010],
+    ("ruler2025", "text", 2048): [357, 357, 366],
+    ("ruler2025", "text", 8192): [8042, 8051, 8045],
+    ("lm-eval", "noise", 2212): [1701, 1704, 1707],
+    ("lm-eval", "noise", 8192): [7101, 7110, 7110],
+    ("lm-eval", "text", 3514): [363, 354, 363],
+    ("lm-eval", "text", 8192): [6865, 6866, 6856],
+}
+
+
+@pytest.mark.parametrize(("protocol", "haystack", "length"), SIZES)
+def test_golden_lengths(protocol: str, haystack: str, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocols, "sentence_splitter", lambda: ("own-sentences", split_sentences))
+    hay = Haystack("noise") if haystack == "noise" else Haystack("fixed", fixed_slice())
+    c = Cell(find_task("s-niah-n"), protocol, length, hay, 42, BYTES.encode)
+    build = builder(c)
+    assert [len(build(i, None, c.random(i)).rope) for i in range(3)] == SIZES[protocol, haystack, length]

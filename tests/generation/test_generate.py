@@ -227,3 +227,22 @@ def test_memory_learns_in_eval_mode_and_nothing_has_a_gradient(model: CausalLM) 
     changed = [name for name, x in state.items() if x.shape == fresh[name].shape and not torch.equal(x, fresh[name])]
     assert any("weights" in name for name in changed), changed
     assert not any(x.requires_grad for _, x in state.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": "a"}, "seed is 'a'; it must be an integer, or None"),
+        ({"seed": True}, "seed is True; it must be an integer"),
+        ({"stop": 5}, "stop is 5; it must hold strings"),
+        ({"stop": ["x", 5]}, "stop is .'x', 5.; it must hold strings"),
+        ({"tokenizer": None}, "tokenizer is None; it must be the model's tokenizer"),
+        ({"prompt": 3}, "prompt is 3; it must be a text"),
+        ({"temperature": "hot"}, "temperature is 'hot'; it must be 0"),
+        ({"top_p": None}, "top_p is None; it must be above 0"),
+    ],
+)
+def test_arguments_of_the_wrong_type(options: dict[str, object], message: str) -> None:
+    given = {"tokenizer": BYTES, "prompt": "say:", **options}
+    with pytest.raises(UserError, match=message):
+        generate(reciter("hello"), **given)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import neuralmem as nm
 from neuralmem import registry
+from neuralmem.models.checkpoint import verify
 
 CONFIG = nm.ModelConfig(
     vocab_size=257,
@@ -23,6 +24,7 @@ CONFIG = nm.ModelConfig(
     attention=nm.AttentionConfig(heads=2, window=5, segment=6),
     memory=nm.MemoryConfig(heads=2, chunk_size=4),
 )
+NO_CONFIG = [("{", "is no JSON: "), ("[1]", "holds a list; it must be"), ("3", "holds a int"), ("\ud800", "is no JSON")]
 FILES = ["config.json", "manifest.json", "model.safetensors", "tokenizer.json"]
 
 
@@ -64,6 +66,38 @@ def test_a_checkpoint_is_four_plain_files(folder: Path) -> None:
     for name, entry in manifest["files"].items():
         content = (folder / name).read_bytes()
         assert entry == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def test_what_a_model_was_trained_on_is_one_of_its_files(model: nm.CausalLM, folder: Path) -> None:
+    nm.save(folder, model, nm.ByteTokenizer(), data={"class_path": "TextData", "init_args": {"share": 0.1}})
+    assert verify(folder) == {*FILES, "data.json"} - {"manifest.json"}
+    assert json.loads((folder / "data.json").read_text())["init_args"] == {"share": 0.1}
+    (folder / "data.json").write_text('{"share": 0.2}')
+    with pytest.raises(nm.UserError, match=r"data.json is damaged"):
+        nm.load(folder)
+
+
+@pytest.mark.parametrize("below", ["", "deeper/run"])
+def test_a_file_is_no_place_for_a_checkpoint(model: nm.CausalLM, tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(nm.UserError, match=r"^folder is '.*', but .*file is a file; it must be a folder, or new$"):
+        nm.save(tmp_path / "file" / below, model)
+    assert [f.name for f in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(("text", "message"), NO_CONFIG)
+def test_a_config_that_is_no_mapping_is_refused(folder: Path, text: str, message: str) -> None:
+    rewrite(folder, "config.json", lambda f: f.write_bytes(text.encode("utf-8", "surrogatepass")))
+    with pytest.raises(nm.UserError) as error:
+        nm.load(folder)
+    assert f"config.json {message}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+def test_a_device_that_is_not_there_is_one_line(folder: Path, device: str) -> None:
+    with pytest.raises(nm.UserError, match=rf"^device is '{device}', which this machine cannot use; it must be .*$"):
+        nm.load(folder, device=device)
 
 
 def test_a_model_without_a_tokenizer(model: nm.CausalLM, tmp_path: Path) -> None:

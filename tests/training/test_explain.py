@@ -2,7 +2,7 @@
 
 import pytest
 
-from neuralmem.training.explain import explain
+from neuralmem.training.explain import explain, explain_mismatch
 
 OPTIONS = ["data.length", "model.depth", "model.memory.chunk_size", "model.width", "trainer.max_steps"]
 CLASSES = ["SyntheticData", "TextData"]
@@ -38,6 +38,18 @@ DATA_CLASS = """Parser key "data":
     - Expected a dot import path string: TextDta
     - Expected a <class 'NoneType'>
   Given value: TextDta"""
+ABSTRACT = """Parser key "data":
+  - Expected a path but DataModule either not accessible or invalid
+  - Does not validate against any of the Union subtypes
+  Errors:
+    - Expected an instantiatable class, but is abstract
+    - Expected a <class 'NoneType'>
+  Given value: DataModule"""
+ABSTRACT_IN_YAML = """Parser key "data":
+  Errors:
+    - Expected an instantiatable class, but DataModule is abstract
+    - Expected a <class 'NoneType'>
+  Given value: {'class_path': 'DataModule', 'init_args': {'align': 16}}"""
 LITERAL = """Parser key "model.attention.backend":
   Expected a typing.Literal['auto', 'flash_attn', 'flex']. Got value: flash"""
 
@@ -59,6 +71,8 @@ LITERAL = """Parser key "model.attention.backend":
         (DATA_FIELD, "data has no field 'lenght'; did you mean 'length'?"),
         (DATA_VALUE, "data.length is 'x'; it must be an integer"),
         (DATA_CLASS, "data is 'TextDta'; it must be one of SyntheticData, TextData; did you mean 'TextData'?"),
+        (ABSTRACT, "data is 'DataModule'; it must be one of SyntheticData, TextData"),
+        (ABSTRACT_IN_YAML, "data is 'DataModule'; it must be one of SyntheticData, TextData"),
         (
             LITERAL,
             "model.attention.backend is 'flash'; it must be one of auto, flash_attn, flex; did you mean 'flash_attn'?",
@@ -68,6 +82,26 @@ LITERAL = """Parser key "model.attention.backend":
 )
 def test_one_line(message: str, line: str) -> None:
     assert explain(message, OPTIONS, CLASSES) == line
+
+
+@pytest.mark.parametrize(
+    ("problem", "line"),
+    [
+        (
+            '\tMissing key(s) in state_dict: "a.b", "a.c". \n\tUnexpected key(s) in state_dict: "d". ',
+            "it lacks tensor a.b",
+        ),
+        ('\tUnexpected key(s) in state_dict: "d", "e". ', "it has tensor d, the model has not"),
+        (
+            "\tsize mismatch for a.b: copying a param with shape torch.Size([4, 2]) from checkpoint, the shape in "
+            "current model is torch.Size([4]).\n\tsize mismatch for c: copying a param with shape ...",
+            "its tensor a.b has shape [4, 2], the model's [4]",
+        ),
+        ("something\n nobody foresaw", "something nobody foresaw"),
+    ],
+)
+def test_the_first_tensor_of_another_model(problem: str, line: str) -> None:
+    assert explain_mismatch(problem) == line
 
 
 def test_a_message_nobody_foresaw_stays_short() -> None:

@@ -1,6 +1,7 @@
 """Which parameters decay, and how the learning rate moves."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from neuralmem.config import MemoryConfig, ModelConfig
 from neuralmem.errors import UserError
 from neuralmem.models.causal_lm import CausalLM
+from neuralmem.training.module import LanguageModel
 from neuralmem.training.optimizer import OptimizerConfig, learning_rate, make_optimizer, parameter_groups
 
 
@@ -55,6 +57,16 @@ def test_every_parameter_moves() -> None:
         p.grad = torch.ones_like(p)
     optimizer.step()
     assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("32-true", True), ("bf16-mixed", True), ("16-mixed", False)])
+def test_float16_gradients_can_be_clipped(precision: str, fused: bool) -> None:
+    module = LanguageModel(vocab_size=17, width=16, depth=1)
+    module.trainer = SimpleNamespace(precision=precision, callbacks=[], max_steps=10)
+    optimizer = module.configure_optimizers()["optimizer"]
+    assert optimizer.defaults["fused"] is fused
+    refused = getattr(optimizer, "_step_supports_amp_scaling", False)  # what Lightning asks before it clips
+    assert refused is fused
 
 
 @pytest.mark.parametrize(("schedule", "half"), [("cosine", 0.55), ("linear", 0.55), ("constant", 1.0)])

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from neuralmem.training.cli import main
+from neuralmem.training.command_line import data_classes
 
 TINY = str(Path(__file__).parents[2] / "configs" / "tiny" / "mag.yaml")
 MISSPELT = "model: {widht: 64}\n"
@@ -30,6 +31,11 @@ BROKEN = "model: {width: [1\n"
         (["--checkpoint.every", "0"], "checkpoint.every is 0; it must be a positive integer"),
         (["--tokens_per_step", "200"], "tokens_per_step is 200; it must be a multiple of 192"),
         (["--data", "TextDta"], "did you mean 'TextData'?"),
+        (["--data", "DataModule"], "data is 'DataModule'; it must be one of TextData, RecallData, NeedleData"),
+        (["--data", "lightning.pytorch.LightningDataModule"], "it must be one of TextData, RecallData, NeedleData"),
+        (["--trainer.max_steps", "0"], "trainer.max_steps is 0; it must be a positive integer"),
+        (["--run", "list.yaml"], "run is 'list.yaml', but list.yaml is a file; it must be a folder, or new"),
+        (["--run", "list.yaml/a"], "run is 'list.yaml/a', but list.yaml is a file"),
         (["--data.tokenizer", "byts"], "did you mean 'bytes'?"),
         (["--data.source", "no/such/folder"], "no/such/folder"),
         (["--ckpt_path", "nothing.ckpt"], "ckpt_path is 'nothing.ckpt', which is no file"),
@@ -56,6 +62,15 @@ def test_one_line_and_nothing_written(
     assert said.err.startswith("error: ")
     assert line in said.err
     assert {file.name for file in tmp_path.iterdir()} == set(files)
+
+
+def test_the_abstract_data_module_is_not_offered(capsys: pytest.CaptureFixture) -> None:
+    assert list(data_classes()) == ["TextData", "RecallData", "NeedleData"]
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help", "all"])
+    said = capsys.readouterr().out
+    assert "neuralmem.data.module.TextData" in said
+    assert "neuralmem.data.module.DataModule" not in said
 
 
 def test_no_data_is_a_missing_config(capsys: pytest.CaptureFixture) -> None:

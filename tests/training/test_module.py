@@ -1,0 +1,53 @@
+"""The training step by itself: what carried memory does to gradients."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from neuralmem.config import MemoryConfig
+from neuralmem.data.batch import Batch
+from neuralmem.training.module import LanguageModel
+
+
+def carried_step(rule: str, world_size: int, broken: bool = False) -> tuple[LanguageModel, torch.Tensor]:
+    """A step whose rows go on in the batch before, so that no memory begins with its first weights."""
+    torch.manual_seed(0)
+    memory = MemoryConfig(rule=rule, heads=1, chunk_size=4)
+    module = LanguageModel(vocab_size=17, width=16, depth=1, pattern=["titans_lmm"], memory=memory)
+    module.trainer = SimpleNamespace(datamodule=SimpleNamespace(carry_memory=True), world_size=world_size)
+    module.log = lambda *_, **__: None
+    tokens = torch.randint(17, (2, 8))
+    batch = Batch(tokens, tokens, None, None, None, None, None)
+    module.training_step(batch, 0)
+    if broken:
+        for weight in module.model.layers[0].memory.initial()[0]:
+            weight.data.fill_(torch.inf)
+    loss = module.training_step(batch, 1)["loss"]
+    loss.backward()
+    return module, loss
+
+
+@pytest.mark.parametrize("rule", ["titans", "delta"])
+def test_only_first_weights_lack_a_gradient_and_ddp_gets_one(rule: str) -> None:
+    alone, loss = carried_step(rule, world_size=1)
+    lacking = {name for name, p in alone.named_parameters() if p.grad is None}
+    assert lacking == {name for name, _ in alone.named_parameters() if ".memory.weight" in name}
+    one_of_two, same = carried_step(rule, world_size=2)
+    assert torch.equal(loss, same)
+    for name, p in one_of_two.named_parameters():
+        assert p.grad is not None
+        assert bool(p.grad.any()) is (name not in lacking)
+
+
+def test_weights_that_are_not_finite_leave_the_loss_alone() -> None:
+    _, loss = carried_step("titans", world_size=2, broken=True)
+    assert loss.isfinite()
+
+
+def test_a_model_without_memory_can_be_carried_by_two_processes() -> None:
+    module = LanguageModel(vocab_size=17, width=16, depth=1, pattern=["transformer"])
+    module.trainer = SimpleNamespace(datamodule=SimpleNamespace(carry_memory=True), world_size=2)
+    module.log = lambda *_, **__: None
+    tokens = torch.randint(17, (2, 8))
+    assert module.training_step(Batch(tokens, tokens, None, None, None, None, None), 0)["loss"].requires_grad
