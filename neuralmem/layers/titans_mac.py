@@ -2,8 +2,8 @@
 
 h = M(q(S)) from the memory before the segment,  y = Attn([persistent | h | S]),  M <- M(y),  o = y (x) M(y)
 Titans (2501.00663) Eq. 21-25. Special: position i sees h and S up to i only and the second read uses the weights after
-token i, since the paper's plain causal mask and segment-end weights show a token its future (docs/paper_map.md). What is
-written is norm(S + y), y with the residual that the paper has everywhere: with y alone nothing was learned.
+token i, since the paper's plain causal mask and segment-end weights show a token its future (docs/paper_map.md).
+What is written is norm(S + y), y with the residual that the paper has everywhere: with y alone nothing was learned.
 """
 
 from dataclasses import dataclass

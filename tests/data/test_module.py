@@ -174,6 +174,15 @@ def test_keys_and_tokenizers_come_from_training_text(monkeypatch: pytest.MonkeyP
     assert opened[-1] == "validation"
 
 
+def test_tokenizer_of_text_is_trained_on_training_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = text_data(tmp_path / "text", validation=Validation(share=0.3))
+    data._tokenizer_spec = "bpe:300"
+    read: list[str] = []
+    monkeypatch.setattr(module, "make_tokenizer", lambda spec, texts: read.extend(texts) or ByteTokenizer())
+    assert data.tokenizer.vocab_size == 257
+    assert read == [document.text for document in data.open("train").read()]
+
+
 def test_text_data_reads_the_part_it_builds(tmp_path: Path) -> None:
     data = text_data(tmp_path / "text", validation=Validation(share=0.3, batches=50))
     own: dict[Side, set[int]] = {}

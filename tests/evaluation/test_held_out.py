@@ -18,7 +18,7 @@ from neuralmem.tokenizer import ByteTokenizer
 @pytest.mark.parametrize("share", [None, 0.2])
 def test_haystacks_share_no_document_with_training(name: Flavour, share: float | None) -> None:
     text = open_haystack(name, 1000, share=share).text
-    part = {} if share is None else {"share": share}
+    part = {} if share is None else {"share": share}  # the default of each
     train = [document.text.rstrip("\n") for document in open_source(name, side="train", **part).read()]
     held = [document.text.rstrip("\n") for document in documents(name, "validation", **part)]
     assert len(train) > 5 * len(held) / 2

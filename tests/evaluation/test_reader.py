@@ -86,8 +86,7 @@ def test_controls_that_write_nothing_answer_from_the_end_of_the_haystack(
         assert a.state_bytes == b.state_bytes
 
 
-def test_the_question_itself_is_within_what_is_read(samples: list[Sample]) -> None:
-    """The margin is not generous: one token less, and a model that uses its whole reach says something else."""
+def test_reading_begins_where_the_question_can_see(samples: list[Sample]) -> None:
     model = small(["transformer"], window=400).double()
     assert model.reach == 399
     reader = Reader(model, BYTES)
