@@ -2,10 +2,10 @@
 
 Prediction, written before the first run: what autograd keeps grows linearly with the number of chunks without
 `checkpoint_every` and like its square root with it, apart from queries, outputs and their gradients, which are linear.
-What came out: for states of 4 MiB the peak grows 3.0 and 2.6 times from 16 to 64 to 256 chunks, against 5.3 and 4.3 times
-without. The rest is linear: tokens, and what autograd keeps per operation even under torch's checkpoint, by estimate
-100 KiB a chunk. With states of 256 KiB that rest was most of the memory: 12, 42 and 160 MiB at 64, 256 and 1,024 chunks,
-against 30, 126 and 512 MiB.
+What came out: for states of 4 MiB the peak grows 3.0 and 2.6 times from 16 to 64 to 256 chunks, against 5.3 and 4.3
+times without. The rest is linear: tokens, and what autograd keeps per operation even under torch's checkpoint, by
+estimate 100 KiB a chunk. With states of 256 KiB that rest was most of the memory: 12, 42 and 160 MiB at 64, 256 and
+1,024 chunks, against 30, 126 and 512 MiB.
 The allocator is told to give freed blocks back at once, or its own caching hides the difference: with glibc's defaults
 both forms had the same peak.
 Run: python benchmarks/state_memory.py
