@@ -2,15 +2,17 @@
 
 Prediction, written before the first run: what autograd keeps grows linearly with the number of chunks without
 `checkpoint_every` and like its square root with it, apart from queries, outputs and their gradients, which are linear.
-What came out: for states of 4 MiB the peak grows 3.0 and 2.6 times from 16 to 64 to 256 chunks, against 5.3 and 4.3
-times without. The rest is linear: tokens, and what autograd keeps per operation even under torch's checkpoint, by
-estimate 100 KiB a chunk. With states of 256 KiB that rest was most of the memory: 12, 42 and 160 MiB at 64, 256 and
-1,024 chunks, against 30, 126 and 512 MiB.
+What came out, at 16, 64 and 256 chunks: bytes of states are 36, 132 and 516 MiB without and 22, 38 and 70 MiB with it,
+6 MiB and a square root. The peak of the process grows faster, 16, 48 and 125 MiB: the rest is linear, tokens and what
+autograd keeps per operation even under torch's checkpoint (by estimate 100 KiB a chunk). With states of 256 KiB that rest
+was most of the memory.
 The allocator is told to give freed blocks back at once, or its own caching hides the difference: with glibc's defaults
 both forms had the same peak.
 Run: python benchmarks/state_memory.py
 """
 
+import gc
+import importlib
 import math
 import os
 import resource
@@ -39,6 +41,25 @@ def step(arguments: tuple, every: int | None) -> None:
     y.square().mean().backward()
 
 
+def state_bytes(arguments: tuple, every: int | None) -> int:
+    """The most bytes alive in tensors of the states' shapes, sampled at every chunk of forward and recomputation."""
+    module = importlib.import_module("neuralmem.ops.neural_memory.chunked")
+    plain, shapes, most = module.chunk_step, {w.shape for w in arguments[6]}, 0
+
+    def sampled(*given):
+        nonlocal most
+        alive = [x for x in gc.get_objects() if type(x) in (torch.Tensor, torch.nn.Parameter) and x.shape in shapes]
+        most = max(most, sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in alive}.values()))
+        return plain(*given)
+
+    module.chunk_step = sampled
+    try:
+        step(arguments, every)
+    finally:
+        module.chunk_step = plain
+    return most
+
+
 def measure(chunks: int, every: int | None) -> dict:
     """In a process of its own: the growth of its peak resident memory over one forward and backward."""
     torch.set_num_threads(1)
@@ -47,12 +68,9 @@ def measure(chunks: int, every: int | None) -> dict:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step(arguments, every)
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    return {
-        "chunks": chunks,
-        "every": every,
-        "peak_bytes": peak,
-        "cpu_seconds": cpu_seconds(lambda: step(arguments, every), 3),
-    }
+    seconds = cpu_seconds(lambda: step(arguments, every), 3)
+    states = state_bytes(arguments, every)
+    return {"chunks": chunks, "every": every, "peak_bytes": peak, "state_bytes": states, "cpu_seconds": seconds}
 
 
 def main() -> None:
@@ -62,9 +80,10 @@ def main() -> None:
         for every in (None, math.isqrt(chunks)):
             with get_context("spawn").Pool(1) as pool:
                 rows.append(pool.apply(measure, (chunks, every)))
-            row = rows[-1]
-            size, seconds = row["peak_bytes"] / 2**20, row["cpu_seconds"]["median"]
-            print(f"{chunks:5d} chunks, checkpoint_every {every!s:>4}: peak {size:7.1f} MiB, {seconds:6.2f} CPU s")
+            peak, states = (rows[-1][name] / 2**20 for name in ("peak_bytes", "state_bytes"))
+            seconds = rows[-1]["cpu_seconds"]["median"]
+            where = f"{chunks:5d} chunks, checkpoint_every {every!s:>4}"
+            print(f"{where}: peak {peak:6.1f} MiB, states {states:6.1f} MiB, {seconds:5.2f} CPU s", flush=True)
     state = 2 * HEADS * 2 * WIDTH * HIDDEN * 4
     print(f"one state is {state / 2**10:.0f} KiB; written to {write('state_memory', rows)}")
 
