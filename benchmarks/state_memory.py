@@ -4,8 +4,8 @@ Prediction, written before the first run: what autograd keeps grows linearly wit
 `checkpoint_every` and like its square root with it, apart from queries, outputs and their gradients, which are linear.
 What came out, at 16, 64 and 256 chunks: bytes of states are 36, 132 and 516 MiB without and 22, 38 and 70 MiB with it,
 6 MiB and a square root. The peak of the process grows faster, 16, 48 and 125 MiB: the rest is linear, tokens and what
-autograd keeps per operation even under torch's checkpoint (by estimate 100 KiB a chunk). With states of 256 KiB that rest
-was most of the memory.
+autograd keeps per operation even under torch's checkpoint (by estimate 100 KiB a chunk). With states of 256 KiB that
+rest was most of the memory.
 The allocator is told to give freed blocks back at once, or its own caching hides the difference: with glibc's defaults
 both forms had the same peak.
 Run: python benchmarks/state_memory.py
