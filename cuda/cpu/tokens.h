@@ -1,0 +1,97 @@
+// tokens.h - between the caller's tensors and scratch memory: tokens of four dtypes, weights, gates.
+#pragma once
+
+#include <string.h>
+
+#include "../launchers.h"
+#include "buffer.h"
+
+namespace nm::NM_ISA {
+
+inline float widen(uint16_t bits) {  // bfloat16
+  const uint32_t wide = uint32_t(bits) << 16;
+  float x;
+  memcpy(&x, &wide, 4);
+  return x;
+}
+
+inline uint16_t narrow(float x) {  // to bfloat16, nearest even; a NaN stays one
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t((bits >> 16) | 0x40);
+  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// One token [D] of q, k, v or dy, at `offset` numbers into the tensor.
+template <class T>
+inline void load_token(const void* tensor, int32_t dtype, int64_t offset, int D, T* out) {
+  switch (dtype) {
+    case NM_FLOAT32: {
+      const float* in = static_cast<const float*>(tensor) + offset;
+      for (int j = 0; j < D; j++) out[j] = T(in[j]);
+      return;
+    }
+    case NM_FLOAT64: {
+      const double* in = static_cast<const double*>(tensor) + offset;
+      for (int j = 0; j < D; j++) out[j] = T(in[j]);
+      return;
+    }
+    case NM_BFLOAT16: {
+      const uint16_t* in = static_cast<const uint16_t*>(tensor) + offset;
+      for (int j = 0; j < D; j++) out[j] = T(widen(in[j]));
+      return;
+    }
+    default: {
+      const _Float16* in = static_cast<const _Float16*>(tensor) + offset;
+      for (int j = 0; j < D; j++) out[j] = T(float(in[j]));
+    }
+  }
+}
+
+template <class T>
+inline void store_token(const T* in, int32_t dtype, int64_t offset, int D, void* tensor) {
+  switch (dtype) {
+    case NM_FLOAT32: {
+      float* out = static_cast<float*>(tensor) + offset;
+      for (int j = 0; j < D; j++) out[j] = float(in[j]);
+      return;
+    }
+    case NM_FLOAT64: {
+      double* out = static_cast<double*>(tensor) + offset;
+      for (int j = 0; j < D; j++) out[j] = double(in[j]);
+      return;
+    }
+    case NM_BFLOAT16: {
+      uint16_t* out = static_cast<uint16_t*>(tensor) + offset;
+      for (int j = 0; j < D; j++) out[j] = narrow(float(in[j]));
+      return;
+    }
+    default: {
+      _Float16* out = static_cast<_Float16*>(tensor) + offset;
+      for (int j = 0; j < D; j++) out[j] = _Float16(float(in[j]));
+    }
+  }
+}
+
+// A caller's [D_out, D_in] of sample-and-head `which` as x @ W wants it, [D_in, D_out]; zeros where there is none.
+template <class T>
+inline void load_weights(const void* tensor, int64_t which, int into, int out, Buffer<T> W) {
+  const T* from = static_cast<const T*>(tensor) + (tensor ? which * into * out : 0);
+  constexpr int kBlock = 16;  // both sides of a block stay in the first cache
+  for (int i0 = 0; i0 < into; i0 += kBlock)
+    for (int o0 = 0; o0 < out; o0 += kBlock)
+      for (int i = i0; i < into && i < i0 + kBlock; i++)
+        for (int o = o0; o < out && o < o0 + kBlock; o++) W[i][o] = tensor ? from[int64_t(o) * into + i] : T(0);
+}
+
+template <class T>
+inline void store_weights(Buffer<T> W, int64_t which, int into, int out, void* tensor) {
+  T* to = static_cast<T*>(tensor) + which * into * out;
+  constexpr int kBlock = 16;
+  for (int i0 = 0; i0 < into; i0 += kBlock)
+    for (int o0 = 0; o0 < out; o0 += kBlock)
+      for (int o = o0; o < out && o < o0 + kBlock; o++)
+        for (int i = i0; i < into && i < i0 + kBlock; i++) to[int64_t(o) * into + i] = W[i][o];
+}
+
+}  // namespace nm::NM_ISA
