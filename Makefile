@@ -2,6 +2,7 @@
 #
 #   make test PYTHON=python3.12     create .venv with this interpreter (3.11 or newer)
 #   make test RUN=python3           use an environment that is already there, and no .venv
+#   make test NEURALMEM_BUILD=none  compile nothing (also cpu or cuda: that, or fail; see docs/native.md)
 
 PYTHON ?= python3
 JOBS ?= 2
@@ -13,13 +14,19 @@ else
   READY := $(STAMP)
 endif
 
+# The kernels for this machine's CPU, compiled anew when their sources change. Without a compiler there is one line of
+# warning and no file, and everything runs in Python. A library that has CUDA kernels already is kept.
+NATIVE := neuralmem/_C.so
+SOURCES := $(shell find cuda -name tests -prune -o -type f -print) neuralmem/build.py neuralmem/toolchain.py
+export NEURALMEM_BUILD
+
 # Two test processes of one thread each: faster than the reverse, and the same numbers on every machine.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(RUN) -m pytest -q
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-baseline test soak test-gpu check format clean
+.PHONY: help setup native native-cuda demo demo-baseline test soak test-gpu check format clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -33,25 +40,34 @@ $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "error: $(PYTHON) has no venv module (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	NEURALMEM_BUILD=none .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-demo: $(READY) ## train the quickstart model, then print its needle table and draw the heat map
+$(NATIVE): $(SOURCES) | $(READY)
+	$(RUN) -m neuralmem.build --skip-cuda
+
+native: $(READY) $(NATIVE) ## compile the CPU kernels (demo and test do)
+
+native-cuda: $(READY) ## compile the CPU and CUDA kernels
+	$(RUN) -m neuralmem.build --mode cuda
+
+demo: $(READY) $(NATIVE) ## train the quickstart model, then print its needle table and draw the heat map
 	$(RUN) train.py --config configs/quickstart.yaml
 	$(RUN) eval.py niah --checkpoint runs/quickstart
 
-demo-baseline: $(READY) ## the same with a sliding-window Transformer of equal size
+demo-baseline: $(READY) $(NATIVE) ## the same with a sliding-window Transformer of equal size
 	$(RUN) train.py --config configs/quickstart_baseline.yaml
 	$(RUN) eval.py niah --checkpoint runs/quickstart_baseline
 
-test: $(READY) ## run the tests (about ten minutes on two cores)
+test: $(READY) $(NATIVE) ## run the tests (about ten minutes on two cores)
 	$(PYTEST) -n $(JOBS) --dist worksteal
 
-soak: $(READY) ## run the long tests
+soak: $(READY) $(NATIVE) ## run the long tests
 	$(PYTEST) -n $(JOBS) --dist worksteal -m soak
 
 test-gpu: $(READY) ## run the tests that need a CUDA device (and torch, pytest, einops, safetensors only)
-	$(PYTEST) -m gpu tests/ops
+	$(RUN) -m neuralmem.build
+	$(PYTEST) -m gpu tests/ops tests/native
 
 check: $(READY) ## lint, format, types and architecture (what pre-commit runs)
 	$(RUN) -m ruff check .
@@ -64,4 +80,4 @@ format: $(READY) ## rewrite the sources in the project's format
 	$(RUN) -m ruff format .
 
 clean: ## remove .venv and caches; runs/ stays
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build neuralmem/_C.so *.egg-info .pytest_cache .mypy_cache .ruff_cache

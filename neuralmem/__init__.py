@@ -8,6 +8,7 @@ with torch.no_grad():
 """
 
 from neuralmem import ops
+from neuralmem.backends import backends
 from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
 from neuralmem.errors import UserError
 from neuralmem.generation.generate import generate, generate_stream
@@ -27,6 +28,7 @@ __all__ = [
     "State",
     "Tokenizer",
     "UserError",
+    "backends",
     "generate",
     "generate_stream",
     "load",

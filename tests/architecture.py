@@ -11,7 +11,8 @@ from pathlib import Path
 
 # From the ground up; every file and folder of the package stands on one of them.
 STOREYS = [
-    {"typing", "state", "registry", "tokenizer", "config", "probe", "errors"},
+    {"typing", "state", "registry", "tokenizer", "config", "probe", "errors"}
+    | {"library", "toolchain", "build", "backends"},
     {"ops"},
     {"modules"},
     {"memory"},
@@ -20,6 +21,7 @@ STOREYS = [
     {"data", "generation"},
     {"training", "evaluation"},
     {"__init__"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(STOREYS) for name in names}
 APART = [{"training", "evaluation"}, {"data", "generation"}]
