@@ -18,8 +18,8 @@ _recorders: ContextVar[tuple["Recorder", ...]] = ContextVar("neuralmem_recorders
 class Recorder:
     """Collects means per name; `means()` returns them as plain floats."""
 
-    def __init__(self, model: nn.Module, attached: bool = False) -> None:
-        self.attached = attached
+    def __init__(self, model: nn.Module, attached: bool = False, only: str | None = None) -> None:
+        self.attached, self.only = attached, only
         self.paths = {module: path for path, module in model.named_modules()}
         self.scope: list[str] = []
         self.values: dict[str, list[Tensor]] = defaultdict(list)
@@ -35,12 +35,13 @@ class Recorder:
 
 
 @contextmanager
-def recording(model: nn.Module, attached: bool = False) -> Iterator[Recorder]:
+def recording(model: nn.Module, attached: bool = False, only: str | None = None) -> Iterator[Recorder]:
     """Record what `model` observes about itself inside the block.
 
     Args:
         model: its modules give the names
         attached: keep the gradient, to make what is observed part of a loss
+        only: the one name that is wanted, if not all are: what costs something to see is then not computed
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -49,7 +50,7 @@ def recording(model: nn.Module, attached: bool = False) -> Iterator[Recorder]:
         >>> record.means()
         {'/size': 2.0}
     """
-    recorder = Recorder(model, attached)
+    recorder = Recorder(model, attached, only)
     token = _recorders.set((*_recorders.get(), recorder))
     try:
         yield recorder
@@ -70,9 +71,14 @@ def inside(module: nn.Module) -> Iterator[None]:
             recorder.scope.pop()
 
 
-def active() -> bool:
-    """Whether anybody is recording: worth asking before computing something only to observe it."""
-    return bool(_recording())
+def active(name: str | None = None, *, attached: bool = False) -> bool:
+    """Whether anybody is recording: worth asking before computing something only to observe it.
+
+    Args:
+        name: recording this
+        attached: recording it with its gradient
+    """
+    return any((name is None or r.only in (None, name)) and (r.attached or not attached) for r in _recording())
 
 
 def observe(name: str, value: Tensor) -> None:
@@ -81,7 +87,7 @@ def observe(name: str, value: Tensor) -> None:
         return
     for recorder in _recording():
         # Outside every module is where a checkpointed chunk is computed again: it was seen before.
-        if recorder.scope:
+        if recorder.scope and recorder.only in (None, name):
             seen = value if recorder.attached else value.detach()
             recorder.values[f"{recorder.scope[-1]}/{name}"].append(seen.float().mean())
 

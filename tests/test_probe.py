@@ -102,6 +102,17 @@ def test_an_attached_recording_can_be_part_of_a_loss(attached: bool) -> None:
         assert network.layers[0].memory.value.weight.grad.any()
 
 
+def test_a_recording_of_one_name_spares_the_others() -> None:
+    layer = nn.Linear(1, 1)
+    with recording(layer, attached=True, only="x") as record, inside(layer):
+        assert active()
+        assert active("x", attached=True)
+        assert not active("y")
+        observe("x", torch.ones(1))
+        observe("y", torch.ones(1))
+    assert record.means() == {"/x": 1.0}
+
+
 def test_recordings_nest() -> None:
     layer = nn.Linear(1, 1)
     with recording(layer) as outer, inside(layer):

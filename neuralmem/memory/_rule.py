@@ -110,6 +110,19 @@ class MemoryRule(Stream):
     def evaluate(self, q: Tensor, weights: Tensors) -> Tensor:
         """Read at fixed weights. q: [B, T, H, D] -> [B, T, H, D]."""
 
+    def read_unfinished(self, q: Tensor, written: Tensors, fast: Fast, write_mask: Tensor) -> Tensor:
+        """Read one query per sample at the weights that an unfinished chunk would leave, [B, 1, H, D] -> the same.
+
+        Args:
+            q: [B, 1, H, D]
+            written: the chunk's tokens from its start on, [B, n, ...] each, n at least 1
+            fast: weights and momentum at the chunk's start
+            write_mask: Bool [B, n], which of them there are
+        """
+        # The last row of an update; a rule that can read without writing overrides this.
+        y, _ = self.update(F.pad(q, (0, 0, 0, 0, write_mask.shape[1] - 1, 0)), written, fast, write_mask, None)
+        return y[:, -1:]
+
     @property
     def reach(self) -> int:
         """Tokens before the current one that the convolutions see."""
@@ -149,6 +162,8 @@ class MemoryRule(Stream):
         with probe.inside(self):
             if fresh and rows.plain:
                 y, kept = self._from_start(q, written, state)
+            elif self._decodes(state, rows, x.shape[1]):
+                y, kept = self._decode(q, written, state, rows)
             else:
                 y, kept = self._on_grid(q, written, state, rows)
             self._observe(kept[0])
@@ -195,7 +210,7 @@ class MemoryRule(Stream):
         return self._leave(y, x), MemoryState(*fast, state.pending, state.filled, tails)
 
     def _observe(self, weights: Tensors) -> None:
-        if probe.active():
+        if probe.active("state_norm"):
             probe.observe("state_norm", torch.stack([w.detach().flatten(2).norm(dim=-1) for w in weights]))
 
     @torch.no_grad()
@@ -251,6 +266,29 @@ class MemoryRule(Stream):
         pending = tuple(self._pad(w) for w in rest)
         y = torch.cat(outputs, dim=1) if outputs else torch.empty_like(q)
         return y, (*fast, pending, torch.full_like(state.filled, total - whole))
+
+    def _decodes(self, state: MemoryState, rows: Rows, tokens: int) -> bool:
+        """Whether every row reads at most one token, and none of them ends its chunk."""
+        if rows.reset is not None or not tokens or not len(state.filled):
+            return False
+        if rows.mask is None:
+            return tokens == 1 and int(state.filled.max()) + 1 < self.config.chunk_size
+        new = rows.mask.sum(1)
+        return int(new.max()) <= 1 and int((state.filled + new).max()) < self.config.chunk_size
+
+    def _decode(self, q: Tensor, written: Tensors, state: MemoryState, rows: Rows) -> tuple[Tensor, Kept]:
+        """A call of one token, the first of each row, in an unfinished chunk: it is read, and waits with the others."""
+        real = rows.mask[:, 0] if rows.mask is not None else torch.ones_like(state.filled, dtype=torch.bool)
+        index, filled = torch.arange(self.config.chunk_size - 1, device=q.device), state.filled + real
+        here = (index == state.filled[:, None]) & real[:, None]
+        pending = tuple(
+            torch.where(here.view(*here.shape, *[1] * (old.ndim - 2)), new[:, :1].to(old.dtype), old)
+            for new, old in zip(written, state.pending, strict=True)
+        )
+        fast, longest = (state.weights, state.momentum), max(int(filled.max()), 1)
+        taken = (index < filled[:, None])[:, :longest]
+        y = self.read_unfinished(q[:, :1], tuple(p[:, :longest] for p in pending), fast, taken)
+        return F.pad(y, (0, 0, 0, 0, 0, q.shape[1] - 1)), (*fast, pending, filled)
 
     def _on_grid(self, q: Tensor, written: Tensors, state: MemoryState, rows: Rows) -> tuple[Tensor, Kept]:
         """A call that goes on in a chunk, or whose rows differ."""

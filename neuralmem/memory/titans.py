@@ -15,7 +15,7 @@ from neuralmem import probe
 from neuralmem.config import MemoryConfig
 from neuralmem.memory._rule import Fast, MemoryRule
 from neuralmem.modules.gate_map import GateMap
-from neuralmem.ops import evaluate_memory, neural_memory
+from neuralmem.ops import decode_memory, evaluate_memory, neural_memory
 from neuralmem.typing import Tensor, Tensors
 
 THETA_WITHOUT_NORM = 0.5
@@ -91,6 +91,23 @@ class Titans(MemoryRule):
             **self._form,
         )
         return y, (weights, surprise or ())
+
+    def read_unfinished(self, q: Tensor, written: Tensors, fast: Fast, write_mask: Tensor) -> Tensor:
+        k, v, theta, alpha, *eta = written
+        weights, momentum = fast
+        return decode_memory(
+            q,
+            k.to(q.dtype),
+            v.to(q.dtype),
+            theta,
+            eta[0] if eta else None,
+            alpha,
+            weights,
+            momentum or None,
+            write_mask=write_mask,
+            backend=self.config.backend,
+            **self._form,
+        )
 
     def evaluate(self, q: Tensor, weights: Tensors) -> Tensor:
         return evaluate_memory(q, weights, **self._form)

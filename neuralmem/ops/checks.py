@@ -34,10 +34,15 @@ def check_tokens(q: Tensor, k: Tensor, v: Tensor, **gates: Tensor) -> None:
     check_floating(q=q, k=k, v=v, **gates)
     for name, x in (("k", k), ("v", v)):
         check_shape(name, x, q.shape)
-        if x.dtype != q.dtype:
-            raise UserError(f"{name} has dtype {x.dtype}; it must be {q.dtype} like q")
+        check_same_dtype(name, x, q)
     for name, gate in gates.items():
         check_shape(name, gate, q.shape[:3])
+
+
+def check_same_dtype(name: str, x: Tensor, q: Tensor) -> None:
+    """Refuse a tensor that has not the dtype of q."""
+    if x.dtype != q.dtype:
+        raise UserError(f"{name} has dtype {x.dtype}; it must be {q.dtype} like q")
 
 
 def check_count(name: str, number: int | None) -> None:
@@ -46,13 +51,15 @@ def check_count(name: str, number: int | None) -> None:
         raise UserError(f"{name} is {number}; it must be at least 1")
 
 
-def check_mask(name: str, mask: Tensor | None, shape: Sequence[int]) -> None:
-    """Refuse a mask that is not Bool of exactly `shape`."""
+def check_mask(name: str, mask: Tensor | None, shape: Sequence[int], device: torch.device | None = None) -> None:
+    """Refuse a mask that is not Bool of exactly `shape`, or not on `device` if that is given."""
     if mask is None:
         return
     if mask.dtype != torch.bool:
         raise UserError(f"{name} has dtype {mask.dtype}; it must be torch.bool")
     check_shape(name, mask, shape)
+    if device is not None and mask.device != device:
+        raise UserError(f"{name} is on {mask.device}; it must be on {device} like q")
 
 
 def check_reset(reset: Tensor | None, chunk_size: int) -> None:

@@ -46,7 +46,7 @@ class LanguageModel(L.LightningModule):
         """Loss of one batch; beside it what the callbacks show: tokens read, answers exact and asked."""
         carry = getattr(self.trainer.datamodule, "carry_memory", False)  # type: ignore[attr-defined]
         before, cost = self.carried if carry else None, self.optimizer_config.write_cost
-        with probe.recording(self.model, attached=True) if cost else nullcontext() as record:
+        with probe.recording(self.model, attached=True, only="write") if cost else nullcontext() as record:
             chosen, logits, state = self._predict(batch, before)
         self.carried = state.detach() if carry else None
         loss = reading = _loss(logits, chosen, batch)

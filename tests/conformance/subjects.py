@@ -167,6 +167,7 @@ def variants() -> list[Subject]:
         change("three layers, wide heads", memory={"depth": 3, "activation": "gelu", "head_width": 6, "heads": 3}),
         change("long convolution, tied", memory={"convolution": 7, "induction": False}, tie_embeddings=True),
         change("reference backend", memory={"backend": "reference"}),
+        change("chunked backend", memory={"backend": "chunked"}),  # where native is built, auto is that
         change("recomputed in backward", memory={"checkpoint_every": 2}),
     ]
 

@@ -72,6 +72,59 @@ def test_closing_a_chunk_writes_what_was_pending(rule: str) -> None:
 
 
 @RULES
+def test_a_token_that_does_not_end_its_chunk_is_only_read(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = build(rule), draw(9)
+    whole, last = module(x)
+    with monkeypatch.context() as patch:
+        reads, updates = count(patch, module, "read_unfinished"), count(patch, module, "update")
+        outputs, state = [], None
+        for token in x.split(1, dim=1):
+            y, state = module(token, state)
+            outputs.append(y)
+    torch.testing.assert_close(torch.cat(outputs, dim=1), whole)
+    for (_, a), (_, b) in zip(state.items(), last.items(), strict=True):
+        torch.testing.assert_close(a, b)
+    assert len(reads) == 6, "all but the first of the text, and the last of each of the two chunks of 4"
+    assert len(updates) == 3 + (6 if rule == "delta" else 0), "whose reading of an unfinished chunk is the default"
+
+
+@RULES
+def test_tokens_of_rows_at_different_places_are_read_at_once(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row 0 has no token in the chunk before the call, row 1 two and row 2 one, but no new one."""
+    module, x = build(rule), draw(7, batch=3)
+    _, state = module(x[:, :6], mask=torch.arange(6) < torch.tensor([[4], [6], [5]]))
+    new, real = x[:, [6] * 3], torch.tensor([[False, True, False], [True, False, False], [False] * 3])
+    reads = count(monkeypatch, module, "read_unfinished")
+    y, after = module(new, state, mask=real)
+    assert len(reads) == 1
+    assert after.filled.tolist() == [1, 3, 1]
+    alone = [module(new[[row], :1], state.select([row])) for row in (0, 1)]
+    torch.testing.assert_close(y[real], torch.cat([z[0] for z, _ in alone]))
+    for row, (_, one) in enumerate(alone):
+        for (_, a), (_, b) in zip(after.select([row]).items(), one.items(), strict=True):
+            torch.testing.assert_close(a, b)
+    same = zip(after.select([2]).items(), state.select([2]).items(), strict=True)
+    assert all(torch.equal(a, b) for (_, a), (_, b) in same)
+
+
+def test_reading_an_unfinished_chunk_is_the_last_row_of_an_update() -> None:
+    module, x = build("titans"), draw(3)
+    q, written, _ = module._project(x, module.init_state(2).convolution, Rows())
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    arguments = q[:, -1:], written, module.fast(2), mask
+    torch.testing.assert_close(
+        module.read_unfinished(*arguments), MemoryRule.read_unfinished(module, *arguments), atol=1e-12, rtol=0
+    )
+
+
+def count(patch: pytest.MonkeyPatch, module: MemoryRule, method: str) -> list[str]:
+    """A list that grows with every call of a method."""
+    calls, run = [], getattr(module, method)
+    patch.setattr(module, method, lambda *a: calls.append(method) or run(*a))
+    return calls
+
+
+@RULES
 def test_without_convolution_retrieving_is_reading_at_the_weights_read_so_far(rule: str) -> None:
     module, x = build(rule, convolution=1, output_gate=False), draw(5)
     _, state = module(x)

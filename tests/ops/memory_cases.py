@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from neuralmem.ops import neural_memory
+from neuralmem.ops.neural_memory.native import LIBRARY_ERROR
 
 B, H, D = 2, 2, 4
 ACTIVATION = {
@@ -20,6 +22,10 @@ ACTIVATION = {
     "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
     "identity": lambda z: z,
 }
+
+needs_native = pytest.mark.skipif(bool(LIBRARY_ERROR), reason=f"no native library: {LIBRARY_ERROR}")
+NATIVE = pytest.param("native", marks=needs_native)
+each_backend = pytest.mark.parametrize("backend", ["reference", "chunked", NATIVE])
 
 
 @dataclass
@@ -176,3 +182,8 @@ def assert_all_close(ours: list[Tensor], theirs: list[Tensor], tolerance: float 
     for one, other in zip(ours, theirs, strict=True):
         size = max(1.0, other.detach().abs().max().item()) if other.numel() else 1.0
         torch.testing.assert_close(one, other, atol=tolerance * size, rtol=0)
+
+
+def relative_error(ours: list[Tensor], exact: list[Tensor]) -> float:
+    """The largest over the tensors of |ours - exact| / |exact|."""
+    return max(((a.double() - b).norm() / b.norm()).item() for a, b in zip(ours, exact, strict=True))

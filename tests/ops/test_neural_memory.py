@@ -1,4 +1,4 @@
-"""`neural_memory`: both backends are the paper's loop, to 1e-10 in float64, outputs, state and every gradient."""
+"""`neural_memory`: every backend is the paper's loop, to 1e-10 in float64, outputs, state and every gradient."""
 
 import importlib
 from itertools import product
@@ -9,44 +9,70 @@ from torch import Tensor
 
 from neuralmem.ops import evaluate_memory, neural_memory
 from neuralmem.ops.decay import decay_products
-from tests.ops.memory_cases import ACTIVATION, Call, assert_all_close, flatten, make, outputs_and_gradients, papers_loop
+from neuralmem.ops.neural_memory.native import LIBRARY_ERROR
+from tests.ops.memory_cases import (
+    ACTIVATION,
+    NATIVE,
+    Call,
+    assert_all_close,
+    each_backend,
+    flatten,
+    make,
+    outputs_and_gradients,
+    papers_loop,
+    relative_error,
+)
+
+# What is written in torch shares the loop's results; the kernels, where they are built, are tests of their own.
+in_torch_and_native = pytest.mark.parametrize(
+    "backends",
+    [pytest.param(("reference", "chunked"), id="torch"), pytest.param(("native",), marks=NATIVE.marks, id="native")],
+)
 
 
-def check_against_the_papers_loop(call: Call, *, recomputed: tuple[int, ...] = ()) -> None:
+def check_against_the_papers_loop(call: Call, backends: tuple[str, ...], *, recomputed: tuple[int, ...] = ()) -> None:
     expected = outputs_and_gradients(papers_loop(call), call)
-    runs = [{"backend": "reference"}, {"backend": "chunked"}]
-    for options in [*runs, *({"backend": "chunked", "checkpoint_every": every} for every in recomputed)]:
-        ours = outputs_and_gradients(call.run(**options), call)
+    options = [{"backend": backend} for backend in backends]
+    options += [{"backend": backends[-1], "checkpoint_every": every} for every in recomputed]
+    for chosen in options:
+        ours = outputs_and_gradients(call.run(**chosen), call)
         assert_all_close(ours[0], expected[0])
         assert_all_close(ours[1], expected[1])
 
 
 @pytest.mark.parametrize(("layers", "norm", "residual"), list(product((1, 2, 3), (True, False), (True, False))))
-def test_depth_norm_and_residual(layers: int, norm: bool, residual: bool) -> None:
-    check_against_the_papers_loop(make(layers=layers, norm=norm, residual=residual))
+@in_torch_and_native
+def test_depth_norm_and_residual(layers: int, norm: bool, residual: bool, backends: tuple[str, ...]) -> None:
+    check_against_the_papers_loop(make(layers=layers, norm=norm, residual=residual), backends)
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 2, 4, 5, 6, 11, 17])
-def test_ugly_lengths(tokens: int) -> None:
-    check_against_the_papers_loop(make(tokens, mask=True), recomputed=(1, 2, 3))
+@in_torch_and_native
+def test_ugly_lengths(tokens: int, backends: tuple[str, ...]) -> None:
+    check_against_the_papers_loop(make(tokens, mask=True), backends, recomputed=(1, 2, 3))
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 12, 13, 64])
-def test_chunk_sizes(chunk_size: int) -> None:
-    check_against_the_papers_loop(make(chunk_size=chunk_size), recomputed=(2,))
+@in_torch_and_native
+def test_chunk_sizes(chunk_size: int, backends: tuple[str, ...]) -> None:
+    check_against_the_papers_loop(make(chunk_size=chunk_size), backends, recomputed=(2,))
 
 
 @pytest.mark.parametrize("activation", ACTIVATION)
 @pytest.mark.parametrize("norm", [True, False])
-def test_activations(activation: str, norm: bool) -> None:
-    check_against_the_papers_loop(make(activation=activation, norm=norm, layers=3))
+@in_torch_and_native
+def test_activations(activation: str, norm: bool, backends: tuple[str, ...]) -> None:
+    check_against_the_papers_loop(make(activation=activation, norm=norm, layers=3), backends)
 
 
 @pytest.mark.parametrize(("momentum", "mask", "reset"), list(product((True, False), repeat=3)))
 @pytest.mark.parametrize("norm", [True, False])
-def test_momentum_mask_and_reset(momentum: bool, mask: bool, reset: bool, norm: bool) -> None:
+@in_torch_and_native
+def test_momentum_mask_and_reset(
+    momentum: bool, mask: bool, reset: bool, norm: bool, backends: tuple[str, ...]
+) -> None:
     call = make(17, momentum=momentum, mask=mask, reset=reset, norm=norm, chunk_size=4)
-    check_against_the_papers_loop(call, recomputed=(1, 2, 3, 9))
+    check_against_the_papers_loop(call, backends, recomputed=(1, 2, 3, 9))
 
 
 def with_gate(call: Call, gate: str, value: float, every: int = 1) -> Call:
@@ -60,59 +86,60 @@ def with_gate(call: Call, gate: str, value: float, every: int = 1) -> Call:
     ("gate", "value"), [("theta", 0.0), ("eta", 0.0), ("eta", 1.0), ("alpha", 0.0), ("alpha", 1.0)]
 )
 @pytest.mark.parametrize("every", [1, 3])
-def test_gates_of_exactly_zero_and_one(gate: str, value: float, every: int) -> None:
-    check_against_the_papers_loop(with_gate(make(mask=True), gate, value, every))
+@in_torch_and_native
+def test_gates_of_exactly_zero_and_one(gate: str, value: float, every: int, backends: tuple[str, ...]) -> None:
+    check_against_the_papers_loop(with_gate(make(mask=True), gate, value, every), backends)
 
 
-def test_all_gates_at_their_edges_at_once() -> None:
+@in_torch_and_native
+def test_all_gates_at_their_edges_at_once(backends: tuple[str, ...]) -> None:
     call = make()
     for gate, value in (("theta", 0.0), ("eta", 1.0), ("alpha", 1.0)):
         call = with_gate(call, gate, value, 2)
-    check_against_the_papers_loop(call)
+    check_against_the_papers_loop(call, backends)
 
 
-def test_the_initial_momentum_of_a_reset_is_zero_if_not_given() -> None:
+@each_backend
+def test_the_initial_momentum_of_a_reset_is_zero_if_not_given(backend: str) -> None:
     call = make(reset=True)
     weights, momentum = call.options["initial"]
     zero = tuple(torch.zeros_like(s) for s in momentum)
-    for backend in ("reference", "chunked"):
-        assert_all_close(
-            flatten(call.run(backend=backend, initial=(weights, None))),
-            flatten(call.run(backend=backend, initial=(weights, zero))),
-        )
+    assert_all_close(
+        flatten(call.run(backend=backend, initial=(weights, None))),
+        flatten(call.run(backend=backend, initial=(weights, zero))),
+    )
 
 
-def test_a_masked_token_is_an_exact_no_op_wherever_it_stands() -> None:
+@pytest.mark.parametrize("backend", ["chunked", NATIVE])
+def test_a_masked_token_is_an_exact_no_op_wherever_it_stands(backend: str) -> None:
     """A chunk of masked tokens changes no bit, though momentum is not zero."""
     call = make(10, chunk_size=5, write_mask=torch.arange(10).expand(2, 10) < 5)
-    _, weights, momentum = call.run()
+    _, weights, momentum = call.run(backend=backend)
     short = Call({k: v[:, :5] if isinstance(v, Tensor) else v for k, v in call.tensors.items()}, dict(call.options))
     short.options["write_mask"] = None
-    _, expected, pushed = short.run()
+    _, expected, pushed = short.run(backend=backend)
     assert all(torch.equal(a, b) for a, b in zip((*weights, *momentum), (*expected, *pushed), strict=True))
 
 
+@pytest.mark.parametrize("backend", ["chunked", NATIVE])
 @pytest.mark.parametrize("layers", [1, 2])
-def test_gradcheck(layers: int) -> None:
+def test_gradcheck(layers: int, backend: str) -> None:
     call = make(5, chunk_size=2, layers=layers, hidden=3, mask=True, reset=True)
 
     def run(*leaves: Tensor) -> tuple[Tensor, ...]:
         rest = iter(leaves)
-        return tuple(flatten(call.map(lambda _: next(rest)).run(backend="chunked")))
+        return tuple(flatten(call.map(lambda _: next(rest)).run(backend=backend)))
 
     leaves = tuple(call.leaves())
     assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
-    assert torch.autograd.gradgradcheck(run, leaves, fast_mode=True, atol=1e-4)
+    if backend != "native":
+        assert torch.autograd.gradgradcheck(run, leaves, fast_mode=True, atol=1e-4)
 
 
-def relative_error(ours: list[Tensor], exact: list[Tensor]) -> float:
-    return max(((a.double() - b).norm() / b.norm()).item() for a, b in zip(ours, exact, strict=True))
-
-
-@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@each_backend
 def test_float32_is_close_to_float64(backend: str) -> None:
     call = make(23, mask=True)
-    exact = outputs_and_gradients(call.run(), call)
+    exact = outputs_and_gradients(call.run(backend="chunked"), call)
     narrow = call.map(lambda x: x.detach().float().requires_grad_())
     ours = outputs_and_gradients(narrow.run(backend=backend), narrow)
     exact = [x.detach() for x in exact[0]], exact[1]
@@ -121,7 +148,7 @@ def test_float32_is_close_to_float64(backend: str) -> None:
     assert relative_error(ours[1], exact[1]) < 1e-4
 
 
-@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@each_backend
 def test_float32_stays_finite_when_products_of_gates_underflow(backend: str) -> None:
     call = make(96, chunk_size=96).map(lambda x: x.detach().float().requires_grad_())
     call.tensors["alpha"] = torch.full_like(call.tensors["alpha"], 0.9).requires_grad_()
@@ -139,7 +166,14 @@ def rounded(call: Call, dtype: torch.dtype) -> tuple[Call, list[Tensor]]:
 
 
 # With the norm on, four features a head make rounding of the products grow; the state's dtype is the same.
-@pytest.mark.parametrize(("backend", "norm", "tolerance"), [("reference", True, 0.005), ("chunked", False, 0.01)])
+@pytest.mark.parametrize(
+    ("backend", "norm", "tolerance"),
+    [
+        ("reference", True, 0.005),
+        ("chunked", False, 0.01),
+        pytest.param("native", False, 0.01, marks=NATIVE.marks),
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_narrow_inputs_keep_a_float32_state(backend: str, norm: bool, tolerance: float, dtype: torch.dtype) -> None:
     call, exact = rounded(make(23, norm=norm), dtype)
@@ -156,34 +190,38 @@ def test_a_state_in_bfloat16_is_widened() -> None:
     assert {x.dtype for x in (*weights, *momentum)} == {torch.float32}
 
 
-def test_autocast_narrows_the_products_and_not_the_state() -> None:
+@pytest.mark.parametrize("backend", ["chunked", NATIVE])
+def test_autocast_narrows_the_products_and_not_the_state(backend: str) -> None:
     _, exact = rounded(make(23, norm=False), torch.bfloat16)
     call = make(23, norm=False).map(lambda x: x.detach())
     with torch.autocast("cpu", torch.bfloat16):
-        y, weights, momentum = call.map(torch.Tensor.float).run()
-        double, *_ = call.run()
+        y, weights, momentum = call.map(torch.Tensor.float).run(backend=backend)
+        double, *_ = call.run(backend=backend)
     assert y.dtype == torch.bfloat16
     assert {x.dtype for x in (*weights, *momentum)} == {torch.float32}
     assert relative_error([y, *weights], exact[:3]) < 0.01
     assert double.dtype == torch.float64
 
 
-def test_it_compiles_without_a_break_in_the_graph() -> None:
+@pytest.mark.parametrize("backend", ["chunked", NATIVE])
+def test_it_compiles_without_a_break_in_the_graph(backend: str) -> None:
     call = make(5, chunk_size=3, mask=True).map(lambda x: x.detach().float().requires_grad_())
     compiled = torch.compile(neural_memory, fullgraph=True, backend="aot_eager")
-    expected = outputs_and_gradients(call.run(), call)
-    ours = outputs_and_gradients(compiled(**call.tensors, **call.options), call)
+    expected = outputs_and_gradients(call.run(backend="chunked"), call)
+    ours = outputs_and_gradients(compiled(**call.tensors, **call.options, backend=backend), call)
     assert_all_close(ours[0], expected[0], 1e-5)
     assert_all_close(ours[1], expected[1], 1e-4)
     torch._dynamo.reset()
 
 
 @pytest.mark.soak
-def test_inductor_computes_the_same() -> None:
+@pytest.mark.parametrize("backend", ["chunked", NATIVE])
+def test_inductor_computes_the_same(backend: str) -> None:
     """With torch's code generator, which takes a minute to compile."""
     call = make(40, chunk_size=16, mask=True).map(lambda x: x.detach().float())
     compiled = torch.compile(neural_memory, fullgraph=True)
-    assert_all_close(flatten(compiled(**call.tensors, **call.options)), flatten(call.run()), 1e-4)
+    expected = flatten(call.run(backend="reference"))
+    assert_all_close(flatten(compiled(**call.tensors, **call.options, backend=backend)), expected, 1e-4)
     torch._dynamo.reset()
 
 
@@ -196,7 +234,7 @@ def test_the_environment_chooses_what_auto_means(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("NEURALMEM_BACKEND", "reference")
     call.run()
     call.run(backend="chunked")
-    assert used == ["chunked", "reference", "chunked"]
+    assert used == ["chunked" if LIBRARY_ERROR else "native", "reference", "chunked"]
 
 
 def test_decay_products_are_products_over_ranges() -> None:
@@ -220,7 +258,7 @@ def identity_call(**gates: float) -> Call:
     return Call(tensors, call.options)
 
 
-@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@each_backend
 class TestIdentities:
     def test_no_learning_and_no_forgetting_is_a_frozen_memory(self, backend: str) -> None:
         call = identity_call(theta=0.0, alpha=0.0)

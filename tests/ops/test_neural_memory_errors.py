@@ -1,5 +1,6 @@
 """What `neural_memory` refuses: every message is one line that begins with the argument's name."""
 
+import importlib
 from typing import Any
 
 import pytest
@@ -61,7 +62,6 @@ CASES = {
     "backend is 'chunky'; it must be one of auto, reference, chunked, native; did you mean 'chunked'?": option(
         backend="chunky"
     ),
-    "backend is 'native', which cannot run here": option(backend="native"),
 }
 
 
@@ -76,11 +76,39 @@ def test_the_message_names_the_argument(message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_backend_forced_by_the_environment_that_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = importlib.import_module("neuralmem.ops.neural_memory.native")
+    monkeypatch.setattr(native, "LIBRARY_ERROR", "it was not built")
+
+
+@pytest.mark.usefixtures("not_built")
+def test_a_backend_that_is_asked_for_and_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"^backend is 'native', which cannot run here: it was not built$"):
+        make(T).run(backend="native")
+    make(T).run()
     monkeypatch.setenv("NEURALMEM_BACKEND", "native")
-    with pytest.raises(UserError, match=r"^NEURALMEM_BACKEND is 'native', which cannot run here"):
+    with pytest.raises(UserError, match=r"^NEURALMEM_BACKEND is 'native', which cannot run here: it was not built$"):
         make(T).run()
     make(T).run(backend="chunked")
+
+
+def test_a_backend_that_does_not_exist_is_refused_in_the_environment_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEURALMEM_BACKEND", "cunked")
     with pytest.raises(UserError, match=r"^NEURALMEM_BACKEND is 'cunked'; .* did you mean 'chunked'"):
         make(T).run()
+
+
+def test_masks_and_norms_on_another_device_are_refused() -> None:
+    call = make(T, mask=True, reset=True)
+    for name in ("write_mask", "reset"):
+        with pytest.raises(UserError, match=f"^{name} is on meta; it must be on cpu like q"):
+            call.run(**{name: call.options[name].to("meta")})
+    gain, bias = call.options["norm"]
+    with pytest.raises(UserError, match=r"^norm bias is on meta; it must be on cpu like q"):
+        call.run(norm=(gain, bias.to("meta")))
+
+
+def test_momentum_for_a_memory_without_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^initial has momentum, but momentum is None"):
+        make(T, momentum=False).run(initial=(STATE, STATE))

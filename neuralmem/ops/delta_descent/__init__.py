@@ -21,7 +21,7 @@ from neuralmem.ops.delta_descent.chunked import chunked
 from neuralmem.ops.delta_descent.reference import reference
 from neuralmem.typing import Tensor
 
-UNAVAILABLE = {"native": "the native kernels are not part of this version"}
+UNAVAILABLE = {"native": "the native kernels are for neural_memory only"}
 
 
 def delta_descent(

@@ -1,21 +1,26 @@
 """The update of a neural memory: read a text, write it into the weights of a small MLP, read it back at every token.
 
 Titans (2501.00663) Eq. 8-18, with the gradient anchor at each chunk's first weights. Backends: `reference.py` is the
-paper's loop, `chunked.py` the same function a chunk at a time. README.md derives one from the other.
+paper's loop, `chunked.py` the same function a chunk at a time, `native.py` that by compiled kernels. README.md derives
+one from the other.
 """
+
+import dataclasses
 
 import torch
 
 from neuralmem.errors import UserError
 from neuralmem.ops.autocast import to_autocast, without_autocast
-from neuralmem.ops.checks import choose_backend
+from neuralmem.ops.checks import check_floating, check_same_dtype
 from neuralmem.ops.neural_memory.call import Norm, State, check_weights, make_form, prepare
 from neuralmem.ops.neural_memory.chunked import chunked
+from neuralmem.ops.neural_memory.decode import decode, read_after
+from neuralmem.ops.neural_memory.native import choose, native, native_decode
 from neuralmem.ops.neural_memory.reference import reference
 from neuralmem.typing import Tensor, Tensors
 
-BACKENDS = {"chunked": chunked, "reference": reference}
-UNAVAILABLE = {"native": "the native kernels are not part of this version"}
+BACKENDS = {"native": native, "chunked": chunked, "reference": reference}
+DECODERS = {"native": native_decode, "chunked": decode, "reference": read_after}
 
 
 def neural_memory(
@@ -63,8 +68,10 @@ def neural_memory(
         write_mask: Bool [B, T]; False tokens are read but write nothing, decay nothing, move no momentum
         initial: (weights, momentum) that a reset goes back to; its momentum may be None for zero
         reset: Bool [B, T], True only at multiples of chunk_size: there the state becomes `initial` before the token
-        checkpoint_every: chunks between boundary states that backward keeps; it recomputes what lies between
-        backend: "auto", "reference", "chunked" or "native"; NEURALMEM_BACKEND overrides "auto"
+        checkpoint_every: chunks between boundary states that backward keeps; it recomputes what lies between. None:
+            all are kept, by "chunked" with everything between
+        backend: "auto", "reference", "chunked" or "native"; NEURALMEM_BACKEND overrides "auto". "auto" is native where
+            the kernels are built and can run the call. Native is differentiable once
 
     Returns:
         y [B, T, H, D] in q's dtype, and weights and momentum after the last token.
@@ -80,7 +87,6 @@ def neural_memory(
         >>> bool((y[:, -32:] + x[:, -32:]).norm() < (y[:, :32] + x[:, :32]).norm())
         True
     """
-    run = BACKENDS[choose_backend(backend, list(BACKENDS), UNAVAILABLE)]
     call = prepare(
         q,
         k,
@@ -99,9 +105,82 @@ def neural_memory(
         reset=reset,
         checkpoint_every=checkpoint_every,
     )
+    run = BACKENDS[choose(call, backend)]
     with without_autocast(q.device.type):
         y, weights, surprise = run(call)
     return y.to(call.operand), weights, None if momentum is None else surprise
+
+
+def decode_memory(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    eta: Tensor | None,
+    alpha: Tensor,
+    weights: Tensors,
+    momentum: Tensors | None,
+    *,
+    activation: str = "silu",
+    residual: bool = True,
+    norm: Norm | None = None,
+    write_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Read one query at the weights that the tokens of an unfinished chunk would leave, and write nothing.
+
+    The last row of `neural_memory` for a chunk of n tokens, at the cost of one row: what a stream that is read token by
+    token needs between two chunk ends. Differentiable in every tensor.
+
+    Args:
+        q: [B, 1, H, D]; under autocast q, k and v are cast to its dtype
+        k, v: [B, n, H, D] of q's dtype, the tokens since the chunk's start, n >= 0
+        theta, eta, alpha: [B, n, H], their gates
+        weights, momentum: the state at the chunk's start, as in `neural_memory`
+        activation, residual, norm: as in `neural_memory`
+        write_mask: Bool [B, n]; False tokens do not count, so rows may have different numbers of tokens
+        backend: as in `neural_memory`
+
+    Returns:
+        [B, 1, H, D] in q's dtype.
+
+    Raises:
+        UserError: a shape, dtype, device or value that does not fit, naming the argument.
+
+    Example:
+        >>> x = torch.nn.functional.normalize(torch.randn(1, 5, 2, 8, dtype=torch.float64), dim=-1)
+        >>> gate = torch.full((1, 5, 2), 0.01, dtype=torch.float64)
+        >>> weights = (torch.randn(1, 2, 16, 8) / 8**0.5, torch.randn(1, 2, 8, 16) / 16)
+        >>> y, *_ = neural_memory(x, x, -x, gate, None, gate, weights, None)
+        >>> torch.allclose(decode_memory(x[:, -1:], x, -x, gate, None, gate, weights, None), y[:, -1:])
+        True
+    """
+    q, k, v = to_autocast(q, k, v)
+    if q.ndim != 4 or q.shape[1] != 1:
+        raise UserError(f"q has shape {list(q.shape)}; it must be [B, 1, H, D]")
+    if k.ndim != 4 or (len(k), *k.shape[2:]) != (len(q), *q.shape[2:]):
+        raise UserError(f"k has shape {list(k.shape)}; it must be {[len(q), 'n', *q.shape[2:]]}")
+    check_floating(q=q, k=k)
+    check_same_dtype("k", k, q)
+    call = prepare(
+        k,
+        k,
+        v,
+        theta,
+        eta,
+        alpha,
+        weights,
+        momentum,
+        chunk_size=max(k.shape[1], 1),
+        activation=activation,
+        residual=residual,
+        norm=norm,
+        write_mask=write_mask,
+    )
+    call = dataclasses.replace(call, q=q)
+    run = DECODERS[choose(call, backend)]
+    with without_autocast(q.device.type):
+        return run(call).to(call.operand)
 
 
 def evaluate_memory(

@@ -16,10 +16,10 @@ State = tuple[Tensors, Tensors | None]
 
 @dataclass(frozen=True)
 class Call:
-    """Arguments as in `neural_memory`, tensors in the state's dtype.
+    """Arguments as in `neural_memory`, tensors in the state's dtype, but for q, k and v.
 
     Args:
-        q, k, v: [B, T, H, D]
+        q, k, v: [B, T, H, D] in the caller's dtype, or in autocast's; a decode has one query only
         theta, alpha: [B, T, H]
         eta: [B, T, H], or None without momentum
         weights: L tensors [B, H, D_out, D_in]
@@ -30,7 +30,6 @@ class Call:
         form: activation, residual and norm of the MLP
         chunk_size: tokens per gradient anchor
         checkpoint_every: chunks per recomputed group, or None
-        operand: dtype of the factors of matrix products
     """
 
     q: Tensor
@@ -48,7 +47,20 @@ class Call:
     form: MemoryForm
     chunk_size: int
     checkpoint_every: int | None
-    operand: torch.dtype
+
+    @property
+    def operand(self) -> torch.dtype:
+        """Dtype of the factors of matrix products."""
+        return self.q.dtype
+
+    def tokens(self) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v in the state's dtype."""
+        dtype = self.theta.dtype
+        return self.q.to(dtype), self.k.to(dtype), self.v.to(dtype)
+
+    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        """a @ b of rounded factors, in the state's dtype."""
+        return (a.to(self.operand) @ b.to(self.operand)).to(self.theta.dtype)
 
     def restart(self, start: int, weights: Tensors, momentum: Tensors) -> tuple[Tensors, Tensors]:
         """The state before token `start`, the first of a chunk: the initial one where a document starts there."""
@@ -87,9 +99,9 @@ def prepare(
     residual: bool,
     norm: Norm | None,
     write_mask: Tensor | None,
-    initial: State | None,
-    reset: Tensor | None,
-    checkpoint_every: int | None,
+    initial: State | None = None,
+    reset: Tensor | None = None,
+    checkpoint_every: int | None = None,
 ) -> Call:
     """Check what a user passed and cast it.
 
@@ -102,8 +114,9 @@ def prepare(
     check_tokens(q, k, v, theta=theta, alpha=alpha, **({} if eta is None else {"eta": eta}))
     for name, x in zip(("norm gain", "norm bias"), norm or (), strict=False):
         check_shape(name, x, q.shape[2:])
-    check_mask("write_mask", write_mask, q.shape[:2])
-    check_mask("reset", reset, q.shape[:2])
+        check_floating(q=q, **{name: x})
+    check_mask("write_mask", write_mask, q.shape[:2], q.device)
+    check_mask("reset", reset, q.shape[:2], q.device)
     _check_states(q, eta, weights, momentum, initial)
     if reset is not None and initial is None:
         raise UserError("reset is given without initial, the state to go back to")
@@ -113,9 +126,9 @@ def prepare(
     if momentum is not None and not first_momentum:
         first_momentum = tuple(map(torch.zeros_like, first_weights))
     return Call(
-        q=q.to(dtype),
-        k=k.to(dtype),
-        v=v.to(dtype),
+        q=q,
+        k=k,
+        v=v,
         theta=theta.to(dtype),
         eta=None if eta is None else eta.to(dtype),
         alpha=alpha.to(dtype),
@@ -128,7 +141,6 @@ def prepare(
         form=make_form(activation, residual, norm, dtype),
         chunk_size=chunk_size,
         checkpoint_every=checkpoint_every,
-        operand=q.dtype,
     )
 
 
@@ -143,6 +155,8 @@ def _check_states(
         raise UserError("eta and momentum belong together: give both, or None for both")
     check_weights("q", q, weights)
     first, start = initial or (None, None)
+    if start is not None and momentum is None:
+        raise UserError("initial has momentum, but momentum is None: give None for both")
     for name, state in (("momentum", momentum), ("initial weights", first), ("initial momentum", start)):
         if state is None:
             continue

@@ -29,6 +29,12 @@ class Coefficients(NamedTuple):
     write: Tensor  # [..., C, C], theta included
     push: Tensor | None  # [..., C], the last row only, theta included
 
+    def last(self) -> "Coefficients":
+        """Those of the last token alone, as a chunk with one row."""
+        gamma = None if self.gamma is None else self.gamma[..., -1:]
+        decay = None if self.decay is None else self.decay[..., -1:]
+        return Coefficients(self.beta[..., -1:], gamma, decay, self.write[..., -1:, :], self.push)
+
 
 def coefficients(theta: Tensor, eta: Tensor | None, alpha: Tensor, write: Tensor | None) -> Coefficients:
     """Gates [..., C] of a chunk to its coefficients. `write` Bool [..., C]: False rows are exact no-ops."""
@@ -51,7 +57,7 @@ def coefficients(theta: Tensor, eta: Tensor | None, alpha: Tensor, write: Tensor
 
 def chunk_coefficients(call: Call) -> list[Coefficients]:
     """The coefficients of every chunk over [B, H]; those of whole chunks are computed at once."""
-    size, total = call.chunk_size, call.q.shape[1]
+    size, total = call.chunk_size, call.k.shape[1]
     whole = total // size * size
     write = None if call.write_mask is None else call.write_mask[..., None]
     gates = [None if x is None else x.transpose(1, 2) for x in (call.theta, call.eta, call.alpha, write)]  # [B, H, T]
@@ -67,18 +73,25 @@ def chunk_coefficients(call: Call) -> list[Coefficients]:
     return chunks if whole == total else [*chunks, part(whole, total, total - whole)]
 
 
-def chunk_step(
-    q: Tensor, k: Tensor, v: Tensor, c: Coefficients, weights: Tensors, momentum: Tensors, call: Call
-) -> tuple[Tensor, Tensors, Tensors]:
-    """One chunk. q, k, v: [B, H, C, D]; coefficients over [B, H]; state [B, H, D_out, D_in] -> y, state."""
-
-    def matmul(a: Tensor, b: Tensor) -> Tensor:
-        return (a.to(call.operand) @ b.to(call.operand)).to(v.dtype)
-
-    inputs, deltas, error = call.form.backpropagate(weights, k, v, matmul)
+def gradient_factors(k: Tensor, v: Tensor, weights: Tensors, call: Call) -> tuple[list[Tensor], list[Tensor]]:
+    """Every token's gradient at `weights`, of layer l the outer product of deltas[l] and inputs[l]: inputs, deltas."""
+    inputs, deltas, error = call.form.backpropagate(weights, k, v, call.matmul)
     probe.observe("surprise", error.square().sum(-1))  # always: a checkpoint compares what forward and backward save
+    return inputs, deltas
+
+
+def read(
+    q: Tensor,
+    c: Coefficients,
+    inputs: list[Tensor],
+    deltas: list[Tensor],
+    weights: Tensors,
+    momentum: Tensors,
+    call: Call,
+) -> Tensor:
+    """M_{W_t}(q_t), row by row of the coefficients. q: [B, H, rows, D] -> the same."""
     act, _ = ACTIVATIONS[call.form.activation]
-    x = q
+    matmul, x = call.matmul, q
     for layer, (weight, h, delta) in enumerate(zip(weights, inputs, deltas, strict=True)):
         if layer:
             x = act(x)
@@ -86,11 +99,19 @@ def chunk_step(
         if c.gamma is not None:
             u = u + matmul(c.gamma[..., None] * x, momentum[layer].mT)
         x = u
-    y = call.form.finish(x, q)
+    return call.form.finish(x, q)
+
+
+def chunk_step(
+    q: Tensor, k: Tensor, v: Tensor, c: Coefficients, weights: Tensors, momentum: Tensors, call: Call
+) -> tuple[Tensor, Tensors, Tensors]:
+    """One chunk. q, k, v: [B, H, C, D]; coefficients over [B, H]; state [B, H, D_out, D_in] -> y, state."""
+    inputs, deltas = gradient_factors(k, v, weights, call)
+    y = read(q, c, inputs, deltas, weights, momentum, call)
 
     def decayed(coefficient: Tensor, state: Tensors, row: Tensor) -> list[Tensor]:
         """What the chunk leaves of a state, plus what it wrote: sum_s row_s outer(delta_s, input_s) per layer."""
-        written = (matmul((row[..., None] * delta).mT, h) for delta, h in zip(deltas, inputs, strict=True))
+        written = (call.matmul((row[..., None] * delta).mT, h) for delta, h in zip(deltas, inputs, strict=True))
         return [coefficient[..., -1, None, None] * w - d for w, d in zip(state, written, strict=True)]
 
     kept = decayed(c.beta, weights, c.write[..., -1, :])
@@ -107,7 +128,7 @@ def chunked(call: Call) -> tuple[Tensor, Tensors, Tensors]:
     if total == 0:
         return torch.empty_like(call.q), call.weights, call.momentum
     # Split once, [B, H, C, D] each: the gradient of a slice is as long as what it was cut from.
-    q, k, v = (x.transpose(1, 2).split(size, dim=2) for x in (call.q, call.k, call.v))
+    q, k, v = (x.transpose(1, 2).split(size, dim=2) for x in call.tokens())
     coefficients = chunk_coefficients(call)
 
     def step(start: int, stop: int, state: Tensors) -> Stepped:

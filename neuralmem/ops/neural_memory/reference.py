@@ -17,17 +17,17 @@ from neuralmem.typing import Tensor, Tensors
 
 def reference(call: Call) -> tuple[Tensor, Tensors, Tensors]:
     """The token loop: y [B, T, H, D], weights and momentum after the last token."""
-    weights, outputs = call.weights, []
+    (q, k, v), weights, outputs = call.tokens(), call.weights, []
     surprise = call.momentum or tuple(map(torch.zeros_like, weights))
     anchor = weights
-    for t in range(call.q.shape[1]):
+    for t in range(q.shape[1]):
         if t % call.chunk_size == 0:
             if call.reset is not None:
                 weights = where_rows(call.reset[:, t], call.first_weights, weights)
                 first = call.first_momentum or tuple(map(torch.zeros_like, weights))
                 surprise = where_rows(call.reset[:, t], first, surprise)
             anchor = weights
-        gradient = _gradients(call.form, anchor, call.k[:, t], call.v[:, t])
+        gradient = _gradients(call.form, anchor, k[:, t], v[:, t])
         theta, alpha = _gate(call.theta[:, t]), _gate(call.alpha[:, t])
         eta = 0.0 if call.eta is None else _gate(call.eta[:, t])
         new_surprise = tuple(eta * s - theta * g for s, g in zip(surprise, gradient, strict=True))
@@ -37,8 +37,8 @@ def reference(call: Call) -> tuple[Tensor, Tensors, Tensors]:
         else:
             surprise = where_rows(call.write_mask[:, t], new_surprise, surprise)
             weights = where_rows(call.write_mask[:, t], new_weights, weights)
-        outputs.append(call.form.evaluate(weights, call.q[:, t, :, None])[:, :, 0])  # [B, H, D]
-    y = torch.stack(outputs, dim=1) if outputs else torch.empty_like(call.q)
+        outputs.append(call.form.evaluate(weights, q[:, t, :, None])[:, :, 0])  # [B, H, D]
+    y = torch.stack(outputs, dim=1) if outputs else torch.empty_like(q)
     return y, weights, surprise if call.momentum else ()
 
 

@@ -1,0 +1,179 @@
+"""The update by the compiled kernels of cuda/: `chunked`'s function in one call of torch.ops.neuralmem.
+
+Special: backward recomputes every chunk from the states that forward kept, one per `checkpoint_every` chunks (None: one
+per chunk), so there is no graph inside the op and no second derivative. Which calls the kernels run, and which of those
+"auto" gives them, is decided here; what torch has to know of the ops is in registration.py.
+"""
+
+import logging
+from collections.abc import Callable
+from operator import index
+from typing import Any, TypeVar
+
+import torch
+from torch.autograd import forward_ad
+
+from neuralmem import probe
+from neuralmem.backends import conformance_recorded, cuda_error, library_error
+from neuralmem.ops.checks import choose_backend
+from neuralmem.ops.neural_memory.call import Call
+from neuralmem.ops.neural_memory.chunked import chunked
+from neuralmem.ops.neural_memory.decode import decode
+from neuralmem.ops.neural_memory.mlp import ACTIVATIONS
+from neuralmem.ops.neural_memory.registration import register
+from neuralmem.typing import Tensor, Tensors
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # in the order of nm_dtype
+LAYERS = 8  # NM_MAX_LAYERS
+LIBRARY_ERROR = library_error()
+Answer = TypeVar("Answer", bound=Callable[..., Any])
+_announced: set[str] = set()
+
+
+def native(call: Call) -> tuple[Tensor, Tensors, Tensors]:
+    """The update by the kernels: y [B, T, H, D], weights and momentum after the last token."""
+    _observe(chunked, call)
+    if not call.q.numel():
+        return chunked(call)
+    keep_every = (call.checkpoint_every or 1) if wants_gradient(call) else 0
+    y, weights, momentum, _ = torch.ops.neuralmem.neural_memory(
+        *_update_arguments(call), call.chunk_size, *_form(call), keep_every
+    )
+    return y, tuple(weights), tuple(momentum)
+
+
+def native_decode(call: Call) -> Tensor:
+    """y [B, 1, H, D] of the one query. Its gradient is that of `decode`, which backward runs again."""
+    _observe(decode, call)
+    if not call.q.numel():
+        return decode(call)
+    q, k, v, theta, eta, alpha, weights, momentum, _, _, gain, bias, write_mask, _ = _update_arguments(call)
+    return torch.ops.neuralmem.neural_memory_decode(
+        q, k, v, theta, eta, alpha, weights, momentum, gain, bias, write_mask, *_form(call)
+    )
+
+
+def _observe(run: Callable[[Call], Any], call: Call) -> None:
+    """Let `run` show the surprise, which the kernels do not return, beside them: so looking at it moves no bit."""
+    if probe.active("surprise"):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and probe.active("surprise", attached=True)):
+            run(call)
+
+
+def choose(call: Call, backend: str) -> str:
+    """Which backend runs the call: a name of BACKENDS.
+
+    "auto" is native on a CPU, and on a GPU whose conformance run is recorded in the repository. Sizes that the CUDA
+    kernels do not have go to chunked, with one line in the log, even when native was asked for.
+    """
+    reason = refuses(call)
+    available = ["chunked", "reference"]
+    if not reason:
+        available.insert(0 if _preferred(call) else 1, "native")
+    chosen = choose_backend(backend, available, {"native": reason})
+    if chosen == "native" and call.q.is_cuda and (missing := _missing_on_cuda(call)):
+        _announce(missing)
+        return "chunked"
+    return chosen
+
+
+def refuses(call: Call) -> str:
+    """Why the kernels cannot run this call; empty if they can."""
+    if LIBRARY_ERROR:
+        return LIBRARY_ERROR
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "the kernels know backward only, not torch.func or forward-mode derivatives"
+    if call.q.device.type not in ("cpu", "cuda"):
+        return f"the kernels are for cpu and cuda, and q is on {call.q.device}"
+    if call.q.is_cuda and (error := _cuda_error(call.q.device.index)):
+        return error
+    if call.q.dtype not in DTYPES:
+        return f"the kernels have no {call.q.dtype}"
+    if len(call.weights) > LAYERS:
+        return f"weights has {len(call.weights)} tensors, and the kernels take at most {LAYERS}"
+    if not all(w.numel() for w in call.weights) and call.q.numel():
+        return f"weights of {[list(w.shape[2:]) for w in call.weights]} have a dimension of size 0"
+    return ""
+
+
+def _preferred(call: Call) -> bool:
+    """Whether "auto" takes the kernels where they can run."""
+    if probe.active("surprise", attached=True):
+        return False  # a gradient through the surprise takes the whole of `chunked`, so nothing would be saved
+    return not call.q.is_cuda or _recorded_for(call.q.device.index)
+
+
+def _missing_on_cuda(call: Call) -> str:
+    """What the CUDA kernels do not have and this call needs; empty if nothing."""
+    form = _form(call)[0], call.eta is not None, call.form.gain is not None
+    # index: sizes that torch.compile keeps open become numbers.
+    widths = [index(n) for n in (call.q.shape[3], *(w.shape[2] for w in call.weights))]
+    return _cuda_refuses(call.q.device.index, DTYPES.index(call.q.dtype), widths, index(call.chunk_size), *form)
+
+
+def _constant(function: Answer) -> Answer:
+    """torch.compiler.assume_constant_result, which would import the compiler: do not trace, take what it returns."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant
+def _cuda_refuses(device: int, *kind: Any) -> str:
+    return torch.ops.neuralmem.cuda_refuses(*kind, _capability(device))
+
+
+@_constant
+def _cuda_error(device: int) -> str:
+    return cuda_error(_capability(device))
+
+
+@_constant
+def _recorded_for(device: int) -> bool:
+    return conformance_recorded(_capability(device))
+
+
+def _capability(device: int) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def _announce(missing: str) -> None:
+    """Log a fallback the first time it is taken."""
+    if not torch.compiler.is_compiling() and missing not in _announced:
+        _announced.add(missing)
+        logging.getLogger("neuralmem").info("neural_memory: chunked instead of native: %s", missing)
+
+
+def wants_gradient(call: Call) -> bool:
+    """Whether autograd would record this call."""
+    if not torch.is_grad_enabled():
+        return False
+    single = (call.q, call.k, call.v, call.theta, call.eta, call.alpha, call.form.gain, call.form.bias)
+    lists = (*call.weights, *call.momentum, *call.first_weights, *call.first_momentum)
+    return any(x is not None and x.requires_grad for x in (*single, *lists))
+
+
+def _update_arguments(call: Call) -> list[Any]:
+    """The tensors in the order of the ops' schemas, contiguous."""
+
+    def whole(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.contiguous()
+
+    def each(state: Tensors) -> list[Tensor]:
+        return [x.contiguous() for x in state]
+
+    gain, bias = (None if x is None else x[:, 0] for x in (call.form.gain, call.form.bias))
+    first = (call.first_weights, call.first_momentum) if call.reset is not None else ((), ())
+    return [
+        *map(whole, (call.q, call.k, call.v, call.theta, call.eta, call.alpha)),
+        *map(each, (call.weights, call.momentum, *first)),
+        *map(whole, (gain, bias, call.write_mask, call.reset)),
+    ]
+
+
+def _form(call: Call) -> tuple[int, bool]:
+    return list(ACTIVATIONS).index(call.form.activation), call.form.residual
+
+
+if not LIBRARY_ERROR:
+    register()

@@ -1,0 +1,110 @@
+"""When the native kernels are taken, what is said when they are not, and that looking at them changes nothing."""
+
+import importlib
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from neuralmem import probe
+from neuralmem.errors import UserError
+from tests.ops.memory_cases import (
+    Call,
+    assert_all_close,
+    make,
+    needs_native,
+    outputs_and_gradients,
+)
+
+pytestmark = needs_native
+native = importlib.import_module("neuralmem.ops.neural_memory.native")
+
+
+def test_looking_at_the_surprise_changes_nothing() -> None:
+    call, network, seen = make(), torch.nn.Linear(1, 1), []
+    blind = outputs_and_gradients(call.run(backend="native"), call)
+    for backend in ("native", "chunked"):
+        with probe.recording(network) as record, probe.inside(network):
+            watched = outputs_and_gradients(call.run(backend=backend), call)
+        seen.append(record.means())
+        if backend == "native":
+            assert_all_close([*watched[0], *watched[1]], [*blind[0], *blind[1]], 0.0)
+    assert seen[0] == seen[1]
+
+
+def test_the_surprise_has_its_gradient_where_that_is_wanted() -> None:
+    call, network = make(), torch.nn.Linear(1, 1)
+    for backend in ("native", "auto"):
+        with probe.recording(network, attached=True) as record, probe.inside(network):
+            call.run(backend=backend)
+        (gradient,) = torch.autograd.grad(record.total("surprise"), call.tensors["k"])
+        assert gradient.any()
+
+
+class TestChoice:
+    """What "auto" and "native" mean for a call."""
+
+    def used(self, monkeypatch: pytest.MonkeyPatch, call: Call, **options: Any) -> str:
+        backends = importlib.import_module("neuralmem.ops.neural_memory").BACKENDS
+        names: list[str] = []
+        with monkeypatch.context() as patch:
+            for name, backend in list(backends.items()):
+                patch.setitem(backends, name, lambda call, name=name, run=backend: names.append(name) or run(call))
+            call.run(**options)
+        return names[0]
+
+    def test_auto_is_native_where_that_can_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        call = make(3)
+        assert self.used(monkeypatch, call) == "native"
+        assert self.used(monkeypatch, make(3, layers=9)) == "chunked"
+        assert self.used(monkeypatch, call.map(lambda x: x.detach().to("meta"))) == "chunked"
+        with probe.recording(torch.nn.Linear(1, 1), attached=True):
+            assert self.used(monkeypatch, call) == "chunked"
+        with probe.recording(torch.nn.Linear(1, 1), attached=True, only="write"):
+            assert self.used(monkeypatch, call) == "native"
+
+    def test_what_the_kernels_cannot_do_is_refused_when_they_are_asked_for(self) -> None:
+        with pytest.raises(UserError, match=r"cannot run here: weights has 9 tensors, and the kernels take at most 8"):
+            make(3, layers=9).run(backend="native")
+        with pytest.raises(UserError, match=r"cannot run here: .* a dimension of size 0"):
+            make(3, hidden=0).run(backend="native")
+        with pytest.raises(UserError, match=r"cannot run here: .* and q is on meta"):
+            make(3).map(lambda x: x.detach().to("meta")).run(backend="native")
+
+    def test_other_derivatives_than_backward_go_the_way_of_chunked(self) -> None:
+        call = make(7)
+
+        def loss(k: Tensor, backend: str = "auto") -> Tensor:
+            return Call({**call.tensors, "k": k}, call.options).run(backend=backend)[0].sum()
+
+        k = call.tensors["k"]
+        (expected,) = torch.autograd.grad(loss(k), k)
+        assert_all_close([torch.func.grad(loss)(k.detach())], [expected])
+        _, slope = torch.func.jvp(loss, (k.detach(),), (k.detach(),))
+        assert_all_close([slope], [(expected * k).sum()])
+        with pytest.raises(UserError, match=r"not torch.func or forward-mode derivatives"):
+            torch.func.vmap(lambda k: loss(k, "native"))(k.detach()[None])
+
+    def test_sizes_without_a_cuda_kernel_fall_back_with_one_line(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """On a GPU; here with the answers of one, since the choice itself needs none."""
+        monkeypatch.setattr(native, "refuses", lambda call: "")
+        monkeypatch.setattr(native, "_missing_on_cuda", lambda call: "heads of 33")
+        call: Any = SimpleNamespace(q=SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0)))
+        with caplog.at_level("INFO", "neuralmem"):
+            for recorded, backend in ((True, "auto"), (True, "native"), (False, "native"), (False, "auto")):
+                monkeypatch.setattr(native, "_recorded_for", lambda device, recorded=recorded: recorded)
+                assert native.choose(call, backend) == "chunked"
+        assert caplog.messages == ["neural_memory: chunked instead of native: heads of 33"]
+
+    def test_auto_on_a_gpu_waits_for_a_recorded_conformance_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(native, "refuses", lambda call: "")
+        monkeypatch.setattr(native, "_missing_on_cuda", lambda call: "")
+        call: Any = SimpleNamespace(q=SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0)))
+        for recorded in (True, False):
+            monkeypatch.setattr(native, "_recorded_for", lambda device, recorded=recorded: recorded)
+            assert native.choose(call, "auto") == ("native" if recorded else "chunked")
+            assert native.choose(call, "native") == "native"
