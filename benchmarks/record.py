@@ -56,11 +56,15 @@ def cpu_seconds(run: Callable[[], Any], repeats: int = 5) -> dict[str, float]:
     return {"median": median(times), "least": min(times), "most": max(times)}
 
 
-def write(name: str, rows: list[dict[str, Any]]) -> Path:
-    """Write rows to results/<machine>/<name>.json and return the path."""
-    about = machine()
-    where = re.sub(r"[^a-z0-9]+", "-", (about["gpu"] or about["processor"]).lower()).strip("-")
-    path = RESULTS / where / f"{name}.json"
+def place(name: str) -> Path:
+    """results/<machine>/<name>.json."""
+    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+    return RESULTS / re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-") / f"{name}.json"
+
+
+def write(name: str, rows: list[dict[str, Any]], path: Path | None = None) -> Path:
+    """Write rows to `place(name)`, or to `path`, and return where they are."""
+    path = path or place(name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+    path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
     return path

@@ -1,0 +1,172 @@
+"""The benchmark of the memory update: what it counts, how it writes tables, and that a tiny run of it works."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+SIZES = {"batch": 1, "total": 512, "heads": 4, "width": 64, "expansion": 4, "chunk": 64}
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import a file of benchmarks/ by name, as a script there would."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "benchmarks" / "op.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+
+
+def row(contender: str, seconds: float, **more: Any) -> dict[str, Any]:
+    times = {"median": seconds, "least": 0.9 * seconds, "most": 1.2 * seconds}
+    fields = {"section": "layer", "mode": "forward", "threads": 1, "contender": contender, "device": "cpu"}
+    return fields | SIZES | {"cpu": times, "wall": times, "rounds": 3, "gflops": 50.0, "of_gemm": 0.5} | more
+
+
+def held(contender: str, **what: Any) -> dict[str, Any]:
+    about = {"section": "memory", "level": "layer", "contender": contender, "threads": 1, "device": "cpu"}
+    return about | SIZES | what
+
+
+def test_operations_are_those_of_the_ops_readme(load: Any) -> None:
+    """Counted one matrix product at a time, as chunk_step makes them: each 2 x rows x inner x columns."""
+    C, d, h = 64, 32, 96
+    products = [
+        *[(C, d, h), (C, h, d), (C, d, h)],  # keys through both layers, the error back through one
+        *[(C, d, h), (C, d, h), (C, h, d), (C, h, d)],  # queries through weights and momentum
+        *[(C, d, C), (C, C, h), (C, h, C), (C, C, d)],  # and through the chunk's own gradients
+        *[(h, C, d), (d, C, h), (h, C, d), (d, C, h)],  # what is written to weights and momentum
+    ]
+    counted = sum(2 * rows * inner * columns for rows, inner, columns in products)
+    shape = load("contenders").Shape(batch=2, total=3 * C, heads=5, width=d, expansion=3, chunk=C)
+    assert shape.flops(backward=False) == 2 * 3 * 5 * counted
+    assert shape.flops(backward=True) == 3 * 2 * 3 * 5 * counted
+    readme = (ROOT / "neuralmem" / "ops" / "neural_memory" / "README.md").read_text()
+    assert "`22 e d^2 + 4 C d (1 + e)`" in readme
+
+
+def test_both_sides_do_the_same_work(load: Any) -> None:
+    """Equal memories, and projections that are equal but for the gates: per head there, per token and head here."""
+    contenders = load("contenders")
+    shape = contenders.Shape(1, 64, 4, 64, 4, 16)
+    ours = contenders.build_layer(contenders.Contender("chunked"), shape)
+    matrices = {name: tuple(p.shape) for name, p in ours.named_parameters() if p.ndim == 2 and p.shape[0] == 256}
+    assert matrices == dict.fromkeys([f"{name}.weight" for name in ("query", "key", "value", "output")], (256, 256))
+    assert sum(w.numel() for w in ours.weights) == 4 * 2 * 64 * 256
+    pytest.importorskip("titans_pytorch", reason="titans-pytorch is installed for benchmarks only")
+    theirs = contenders.build_layer(contenders.Contender("titans-pytorch"), shape)
+    names = ("to_queries", "to_keys", "to_values", "combine_heads")
+    assert [tuple(getattr(theirs, name).weight.shape) for name in names] == [(256, 256)] * 4
+    assert sum(p.numel() for p in theirs.memory_model_parameters if p.ndim == 3) == 4 * 2 * 64 * 256
+    assert theirs.batch_size == theirs.store_chunk_size == 16
+
+
+def test_contenders_run_backward_to_all_that_learns(load: Any) -> None:
+    contenders = load("contenders")
+    shape = contenders.Shape(1, 64, 2, 16, 2, 16)
+    for make in (contenders.bare, contenders.layer):
+        job = make(contenders.Contender("chunked"), shape)
+        assert all(gradient is not None for gradient in contenders.both(job)())
+        assert not contenders.forward(job)().requires_grad
+
+
+def test_rounds_go_in_turns_and_failures_are_told(load: Any) -> None:
+    race, order = load("race"), []
+
+    def fail() -> None:
+        raise MemoryError
+
+    found = race.race(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b"), "c": fail}, race.Ticker(1), rounds=(2, 2)
+    )
+    assert order == ["a", "b", *["a", "b"], *["b", "a"]]  # the first pair is the warm-up
+    assert found["a"]["rounds"] == 2
+    assert found["c"] == {"failed": "out of memory"}
+    with pytest.raises(RuntimeError, match="a real fault"):
+        race.race({"d": lambda: (_ for _ in ()).throw(RuntimeError("a real fault"))}, race.Ticker(1))
+
+
+def test_a_slow_contender_is_run_once(load: Any) -> None:
+    race, count = load("race"), []
+    found = race.race({"slow": lambda: count.append(1)}, race.Ticker(1), patience=0.0)
+    assert len(count) == found["slow"]["rounds"] == 1
+
+
+def test_tables(load: Any) -> None:
+    rows = [
+        row("native", 0.1),
+        row("titans-pytorch", 0.45),
+        row("titans-pytorch", 2.0, mode="forward+backward"),
+        row("native", 0.2, section="op", total=512),
+        row("native", 0.4, section="op", total=2048),
+        held("native", bytes=3 << 20),
+        held("titans-pytorch", failed="more than 9 GiB"),
+    ]
+    text = "\n".join(load("op_table").tables(rows))
+    assert "| native | 100 ms (4.5x) | - |" in text
+    assert "| titans-pytorch | 450 ms | 2,000 ms |" in text
+    assert "| chunk 64, native | 200 ms, 50% | 400 ms, 50% |" in text
+    assert "| native | 3 MiB |" in text
+    assert "| titans-pytorch | more than 9 GiB |" in text
+    assert "usually 30%" in text
+
+
+def test_docs_hold_what_the_results_say(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    op_table: ModuleType = load("op_table")
+    results, docs = tmp_path / "benchmarks" / "results", tmp_path / "docs.md"
+    machine = {"gpu": None, "processor": "A processor", "torch": torch.__version__, "titans_pytorch": None}
+    (results / "a").mkdir(parents=True)
+    (results / "a" / "op.json").write_text(json.dumps({"machine": machine, "rows": [row("native", 0.1, commit="abc")]}))
+    docs.write_text("before\n<!-- results:start -->\nold\n<!-- results:end -->\nafter\n")
+    monkeypatch.setattr(op_table, "RESULTS", results)
+    op_table.update_docs(docs)
+    once = docs.read_text()
+    assert once.startswith("before\n")
+    assert once.endswith("<!-- results:end -->\nafter\n")
+    assert "old" not in once
+    assert "### A processor" in once
+    assert "`benchmarks/results/a/op.json`" in once
+    op_table.update_docs(docs)
+    assert docs.read_text() == once
+
+
+def test_the_docs_are_up_to_date(load: Any, tmp_path: Path) -> None:
+    docs, page = tmp_path / "benchmarks.md", ROOT / "docs" / "benchmarks.md"
+    docs.write_text(page.read_text())
+    load("op_table").update_docs(docs)
+    assert docs.read_text() == page.read_text()
+
+
+def test_help() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    assert "--sections" in done.stdout
+
+
+def test_a_quick_run(tmp_path: Path) -> None:
+    """Every backend that is here, the bare op and decode; what was in the file for other sections stays."""
+    out = tmp_path / "op.json"
+    kept = {"section": "layer", "contender": "native", "commit": "old"}
+    out.write_text(json.dumps({"rows": [kept, {"section": "op", "commit": "old"}]}))
+    done = run("--quick", "--sections", "op", "decode", "--threads", "1", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert kept in rows
+    assert all(row["commit"] != "old" for row in rows if row["section"] == "op")
+    found = {(row["section"], row["contender"], row.get("mode")) for row in rows}
+    assert {("op", "chunked", "forward"), ("op", "reference", "forward+backward"), ("op", "sgemm", "forward")} <= found
+    assert {row["position"] for row in rows if row["section"] == "decode"} == {32, 64}
+    assert all(row["of_gemm"] > 0 for row in rows if row["section"] == "op")
+    assert "| chunked |" in done.stdout
