@@ -26,7 +26,7 @@ PYTEST := $(ONE_THREAD) $(RUN) -m pytest -q
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup native native-cuda demo demo-baseline test soak test-gpu check format clean
+.PHONY: help setup native native-cuda demo demo-baseline test soak test-gpu record-gpu check format clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -65,9 +65,11 @@ test: $(READY) $(NATIVE) ## run the tests (about ten minutes on two cores)
 soak: $(READY) $(NATIVE) ## run the long tests
 	$(PYTEST) -n $(JOBS) --dist worksteal -m soak
 
-test-gpu: $(READY) ## run the tests that need a CUDA device (and torch, pytest, einops, safetensors only)
-	$(RUN) -m neuralmem.build
-	$(PYTEST) -m gpu tests/ops tests/native
+test-gpu: native-cuda ## run the tests that need a CUDA device (and torch, pytest, einops, safetensors only)
+	NEURALMEM_REQUIRE_GPU=1 $(PYTEST) -m gpu -rs -W "ignore:Failed to initialize NumPy" tests/ops tests/native
+
+record-gpu: test-gpu ## run them, then enter this GPU into neuralmem/conformance.json
+	$(RUN) -m tests.native.record
 
 check: $(READY) ## lint, format, types and architecture (what pre-commit runs)
 	$(RUN) -m ruff check .

@@ -7,8 +7,8 @@ Choices, the same for every size:
   queries and keys, and RMSNorm of what is read, stay.
 * titans-pytorch's layer: RMSNorm of its input and its gate per head stay, they are its defaults; `qk_rmsnorm`,
   `post_rmsnorm`, `max_grad_norm`, per-layer rates and everything else that is optional is off, so it is the fastest
-  form of it (with the first and third of these it took 4 to 9% longer). Its activation is exact GELU, neuralmem's
-  SiLU; with SiLU titans-pytorch took the same time within 3%. The accelerated scan is on where there is a GPU.
+  form of it (with the first and third of these it took 3 to 9% longer). Its activation is exact GELU, neuralmem's
+  SiLU; with SiLU titans-pytorch took the same time within 4%. The accelerated scan is on where there is a GPU.
 * `batch_size=chunk_size` moves its gradient anchor every chunk, as neuralmem does; its default, None, takes every
   gradient of a call at the call's first weights and is another algorithm. It decays and keeps momentum per chunk,
   neuralmem per token.

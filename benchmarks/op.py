@@ -88,7 +88,9 @@ class Bench:
         self.main = replace(MAIN, batch=1, total=QUICK["total"], chunk=16) if quick else MAIN
         self.rounds: dict[str, Any] = {"rounds": (1, 1)} if quick else {}
 
-    def race(self, section: str, shape: Shape, contenders: list[Contender], make: Callable[..., Job]) -> Iterator[Row]:
+    def race(
+        self, section: str, shape: Shape, contenders: list[Contender], make: Callable[..., Job], **options: float
+    ) -> Iterator[Row]:
         """Forward, then forward and backward, with a matrix product; a row per contender and mode."""
         able, _ = runnable(contenders)
         for backward in (False, True):
@@ -97,7 +99,7 @@ class Bench:
             runs[GEMM] = matmul(self.size["gemm"], torch.float32)
             if any(c.bf16 for c in able):
                 runs[GEMM_BF16] = matmul(self.size["gemm"], torch.bfloat16)
-            times, threads = race(runs, self.ticker, **self.rounds), torch.get_num_threads()
+            times, threads = race(runs, self.ticker, **options, **self.rounds), torch.get_num_threads()
             kind = "cpu" if threads == 1 else "wall"
             flops = dict.fromkeys(jobs, shape.flops(backward)) | dict.fromkeys(
                 runs.keys() - jobs, 2 * self.size["gemm"] ** 3
@@ -130,7 +132,7 @@ class Bench:
                 contenders.append(TITANS)
             if shape.total <= REFERENCE and not CUDA:
                 contenders.append(Contender("reference"))
-            yield from self.race("op", shape, contenders, bare)
+            yield from self.race("op", shape, contenders, bare, seconds=8.0, patience=5.0)
 
     def op_shapes(self) -> list[Shape]:
         """The main sizes at every length and chunk, then the other heads and expansions at one of each."""

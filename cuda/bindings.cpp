@@ -12,11 +12,9 @@
 #ifdef NM_WITH_CUDA
 #include <dlfcn.h>
 #endif
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
 
 #include "arguments.h"
+#include "blocks.h"
 
 extern "C" const char nm_record[];  // a marker, then JSON: what this library was built from (neuralmem/build.py)
 
@@ -67,27 +65,31 @@ struct CudaCall {
   static void finish(int error) { STD_TORCH_CHECK(error == 0, "CUDA: ", nm_cuda_error(error)); }
 };
 
-int64_t decode_workspace(const nm_problem* p) { return nm_cuda_forward_workspace(p); }
 #endif
 
-// Boundary states are fresh memory that is written once: in pages of 2 MiB its first touch takes a third of the time.
-void ask_for_large_pages(void* data, int64_t bytes) {
-#ifdef __linux__
-  constexpr uintptr_t kPage = 4096;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
-  if (end > begin + (4 << 20)) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
+// Memory that calls use again; never destroyed, since tensors may be freed while the process ends.
+Blocks& blocks() {
+  static Blocks& all = *new Blocks;
+  return all;
 }
 
-// The kernels of one sample and head after another, on as many threads as torch may use. A thread is worth waking for
-// some ten microseconds of work, here 100,000 multiply-adds of one pass over the weights.
+// The kernels of one sample and head after another, in as many pieces as torch may use threads. A thread is worth
+// waking for some ten microseconds of work, here 100,000 multiply-adds of one pass over the weights.
 template <class Outputs>
-void run_on_cpu(const Problem& p, const Outputs& outputs,
-                void (*kernel)(const nm_problem*, const Outputs*, int64_t, int64_t)) {
-  const int64_t work = (p.c.T + 1) * nm_state_numbers(&p.c);
-  torch::stable::parallel_for(0, p.c.B * p.c.H, std::max<int64_t>(1, 100000 / work),
-                              [&](int64_t begin, int64_t end) { kernel(&p.c, &outputs, begin, end); });
+void run_on_cpu(const Problem& p, const Outputs& outputs, nm_pass pass,
+                void (*kernel)(const nm_problem*, const Outputs*, int64_t, int64_t, void*)) {
+  const int64_t all = p.c.B * p.c.H, work = (p.c.T + 1) * nm_state_numbers(&p.c);
+  const int64_t worthwhile = std::max<int64_t>(1, all * work / 100000);
+  const int64_t pieces = std::min({all, worthwhile, int64_t(torch::stable::get_num_threads())});
+  const int64_t each = (cpu_kernels().scratch_bytes(&p.c, pass) + 4095) / 4096 * 4096;
+  char* scratch = static_cast<char*>(blocks().take(pieces * each));
+  STD_TORCH_CHECK(scratch, "chunk_size is ", p.c.chunk_size, ", for which ", pieces * each >> 20,
+                  " MiB of scratch memory are needed, and there are not so many");
+  torch::stable::parallel_for(0, pieces, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++)
+      kernel(&p.c, &outputs, all * i / pieces, all * (i + 1) / pieces, scratch + i * each);
+  });
+  blocks().give(scratch, pieces * each);
 }
 
 void run(const Problem& p, const nm_forward& outputs) {
@@ -97,7 +99,7 @@ void run(const Problem& p, const nm_forward& outputs) {
     return call.finish(nm_cuda_forward(&p.c, &outputs, call.workspace.mutable_data_ptr(), call.stream));
   }
 #endif
-  run_on_cpu(p, outputs, cpu_kernels().forward);
+  run_on_cpu(p, outputs, NM_FORWARD, cpu_kernels().forward);
 }
 
 void run(const Problem& p, const nm_backward& outputs) {
@@ -107,17 +109,17 @@ void run(const Problem& p, const nm_backward& outputs) {
     return call.finish(nm_cuda_backward(&p.c, &outputs, call.workspace.mutable_data_ptr(), call.stream));
   }
 #endif
-  run_on_cpu(p, outputs, cpu_kernels().backward);
+  run_on_cpu(p, outputs, NM_BACKWARD, cpu_kernels().backward);
 }
 
 void run(const Problem& p, const nm_decode& outputs) {
 #ifdef NM_WITH_CUDA
   if (p.q().is_cuda()) {
-    CudaCall call(p, decode_workspace);
+    CudaCall call(p, nm_cuda_forward_workspace);
     return call.finish(nm_cuda_decode(&p.c, &outputs, call.workspace.mutable_data_ptr(), call.stream));
   }
 #endif
-  run_on_cpu(p, outputs, cpu_kernels().decode);
+  run_on_cpu(p, outputs, NM_DECODE, cpu_kernels().decode);
 }
 
 // One new tensor per tensor of `like`, their data in `data`. Where no kernel runs they are copies of `source`, or zero.
@@ -141,6 +143,19 @@ Tensor output(const Problem& p, bool exists, const Shape& shape, void** data) {
   return made;
 }
 
+// Boundary states [groups, B, H, P]; on a CPU in memory that is used again.
+Tensor boundary_tensor(const Problem& p, const Shape& shape, void** data) {
+  if (!p.q().is_cpu() || !nm_groups(&p.c) || p.empty()) return output(p, true, shape, data);
+  const int64_t numbers = shape[0] * shape[1] * shape[2] * shape[3];
+  const int64_t bytes = numbers * (p.state == ScalarType::Double ? 8 : 4);
+  *data = blocks().take(bytes);
+  STD_TORCH_CHECK(*data, "the states before every ", p.c.keep_every, " chunks need ", bytes >> 20,
+                  " MiB, and there are not so many; a larger checkpoint_every keeps fewer");
+  const Shape strides{shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1};
+  return torch::stable::from_blob(*data, shape, strides, p.q().device(), p.state,
+                                  [bytes](void* block) { blocks().give(block, bytes); });
+}
+
 std::tuple<Tensor, Tensors, Tensors, Tensor> neural_memory(
     const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& theta, const Optional& eta, const Tensor& alpha,
     const Tensors& weights, const Tensors& momentum, const Tensors& first_weights, const Tensors& first_momentum,
@@ -160,8 +175,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensor> neural_memory(
   Tensors weights_after = outputs_like(p, weights, &weights, outputs.weights);
   Tensors momentum_after = outputs_like(p, momentum, &momentum, outputs.momentum);
   const Shape states{nm_groups(&p.c), p.c.B, p.c.H, nm_state_numbers(&p.c)};
-  Tensor boundaries = output(p, true, states, &outputs.boundaries);
-  if (q.is_cpu()) ask_for_large_pages(outputs.boundaries, boundaries.numel() * boundaries.element_size());
+  Tensor boundaries = boundary_tensor(p, states, &outputs.boundaries);
   if (!p.empty()) run(p, outputs);
   return {y, weights_after, momentum_after, boundaries};
 }

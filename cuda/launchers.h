@@ -72,12 +72,16 @@ static inline int64_t nm_state_numbers(const struct nm_problem *p) {
 }
 
 // The CPU kernels, one table per instruction set (cpu/dispatch.cpp). They work on the samples-and-heads
-// begin <= b * H + h < end, so that the caller decides about threads. Deterministic.
+// begin <= b * H + h < end, so that the caller decides about threads, in `scratch`: as many bytes, aligned to 64, as
+// scratch_bytes says for the pass. Deterministic.
+enum nm_pass { NM_FORWARD = 0, NM_BACKWARD = 1, NM_DECODE = 2 };
+
 struct nm_cpu_kernels {
   const char *name;                    // "amx", "avx512", "avx2", "portable"
-  void (*forward)(const struct nm_problem *, const struct nm_forward *, int64_t begin, int64_t end);
-  void (*backward)(const struct nm_problem *, const struct nm_backward *, int64_t begin, int64_t end);
-  void (*decode)(const struct nm_problem *, const struct nm_decode *, int64_t begin, int64_t end);
+  int64_t (*scratch_bytes)(const struct nm_problem *, enum nm_pass);
+  void (*forward)(const struct nm_problem *, const struct nm_forward *, int64_t begin, int64_t end, void *scratch);
+  void (*backward)(const struct nm_problem *, const struct nm_backward *, int64_t begin, int64_t end, void *scratch);
+  void (*decode)(const struct nm_problem *, const struct nm_decode *, int64_t begin, int64_t end, void *scratch);
 };
 
 #ifdef __cplusplus

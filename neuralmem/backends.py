@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from neuralmem import library
+from neuralmem.errors import nearest
 
+BACKENDS = ("auto", "reference", "chunked", "native")
 INTERFACE = 1  # kInterface of cuda/bindings.cpp
 HOW = "python -m neuralmem.build"
 
@@ -38,6 +40,19 @@ def _load() -> tuple[str, dict[str, Any]]:
 def library_error() -> str:
     """Why the native kernels cannot be used at all, in one line; empty: they are loaded."""
     return _load()[0]
+
+
+@functools.cache
+def cpu_error() -> str:
+    """Why the CPU kernels cannot run on this processor; empty: they can."""
+    why, info = _load()
+    if why or not info["trouble"]:
+        return why
+    runs = [name for name in info["runs"].split(",") if name]
+    if not runs:
+        return f"built for {', '.join(info['record']['cpu'])}, which this processor cannot run; {HOW}"
+    name = os.environ.get("NEURALMEM_CPU_ISA", "")
+    return f"NEURALMEM_CPU_ISA is {name!r}; it must be one of {', '.join(runs)}{nearest(name, runs)}"
 
 
 def cuda_error(capability: int) -> str:
@@ -85,9 +100,9 @@ def _gpus() -> list[tuple[str, int]]:
 
 
 def _native_cpu() -> str:
-    why, info = _load()
-    if why or info["trouble"]:
-        return why or info["trouble"]
+    if why := cpu_error():
+        return why
+    _, info = _load()
     others = [name for name in info["runs"].split(",") if name != info["cpu"]]
     return f"available: {info['cpu']}" + (f" (also {', '.join(others)})" if others else "") + _stale(info)
 
@@ -98,8 +113,8 @@ def _native_cuda() -> str:
         return why or cuda_error(0)
     if not _gpus():
         return "built, but torch sees no GPU" + ("" if torch.version.cuda else " (a build of torch without CUDA)")
-    if errors := [error for _, capability in _gpus() if (error := cuda_error(capability))]:
-        return errors[0]
+    if error := _refusal("cuda"):
+        return error
     return f"available: built for {', '.join(info['record']['cuda'])}" + _stale(info)
 
 
@@ -110,18 +125,29 @@ def _stale(info: dict[str, Any]) -> str:
 def _auto(device: str) -> str:
     """What "auto" means on a device, and why."""
     if forced := os.environ.get("NEURALMEM_BACKEND"):
-        why = library_error() if forced == "native" else ""
-        return f"{forced}, because NEURALMEM_BACKEND says so" + (f", but native is {why}" if why else "")
+        if forced not in BACKENDS:
+            choices = f"{', '.join(BACKENDS)}{nearest(forced, BACKENDS)}"
+            return f"an error, because NEURALMEM_BACKEND is {forced!r}; it must be one of {choices}"
+        if forced != "auto":
+            why = _refusal(device) if forced == "native" else ""
+            return f"{forced}, because NEURALMEM_BACKEND says so" + (f", but native cannot run: {why}" if why else "")
+    if why := _refusal(device):
+        return f"chunked, because native cannot run: {why}"
     if device == "cpu":
-        why = library_error()
-        return f"chunked, because native is {why}" if why else "native"
-    if not _gpus():
-        return "chunked, because torch sees no GPU"
+        return "native"
     unknown = [f"{name} ({_dotted(cap)})" for name, cap in _gpus() if not conformance_recorded(cap)]
     if unknown:
         return f"chunked, because no conformance run of the kernels is recorded for {', '.join(dict.fromkeys(unknown))}"
-    why = next((error for _, cap in _gpus() if (error := cuda_error(cap))), "")
-    return f"chunked, because native is {why}" if why else "native"
+    return "native"
+
+
+def _refusal(device: str) -> str:
+    """Why the kernels cannot run on this processor, or on the first GPU that they cannot run on; empty: they can."""
+    if device == "cpu":
+        return cpu_error()
+    if not _gpus():
+        return "torch sees no GPU"
+    return next((error for _, capability in _gpus() if (error := cuda_error(capability))), "")
 
 
 def backends() -> dict[str, str]:

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from neuralmem.toolchain import (
     find_compiler,
     find_nvcc,
     gencode,
+    host_compiler,
     parse_archs,
     torch_folder,
     torch_version,
@@ -61,6 +62,7 @@ class Step:
     command: list[str]
     output: Path
     inputs: str
+    instruction_set: str = ""  # of which this is the code
 
 
 def settings(
@@ -135,10 +137,17 @@ def _build(chosen: Settings, output: Path, with_cuda: bool) -> Path:
         os.utime(output, (start, start))
         return output
     work.mkdir(parents=True, exist_ok=True)
-    with _locked(work / ".lock"):
-        with ThreadPoolExecutor(chosen.jobs) as pool:
-            for done in [pool.submit(_run, step, chosen) for step in steps]:
-                done.result()
+    with locked(work / ".lock"):
+        failed = _run_all(steps, chosen)
+        if failed:
+            names = [name for name in record["cpu"] if name in failed]
+            first = failed[names[-1]]
+            print(f"warning: neuralmem is built without kernels for {', '.join(names)}: {first}", file=sys.stderr)
+            if chosen.verbose:
+                print(first.log, file=sys.stderr)
+            rest = tuple(name for name in record["cpu"] if name not in failed)
+            steps, link, record = plan(replace(chosen, instruction_sets=rest), work, with_cuda)
+            _run_all(steps, chosen)
         output.parent.mkdir(parents=True, exist_ok=True)
         fresh = output.with_name(f".{output.name}.{os.getpid()}")
         try:
@@ -179,20 +188,20 @@ def plan(chosen: Settings, work: Path, with_cuda: bool) -> tuple[list[Step], lis
     border = [f for f in files if f.parent == folder]
     record: dict[str, Any] = {"sources": library.fingerprint(), "cpu": sets, "cuda": [], "nvcc": ""}
     record |= {"compiler": compiler, "torch": torch_version()}
-    common = [cxx, *CXX_FLAGS, f"-ffile-prefix-map={folder}=cuda", f"-ffile-prefix-map={torch}=torch", f"-I{folder}"]
+    common = [*cxx, *CXX_FLAGS, f"-ffile-prefix-map={folder}=cuda", f"-ffile-prefix-map={torch}=torch", f"-I{folder}"]
     steps, libraries = [], [f"-L{torch / 'lib'}", "-ltorch_cpu", "-ldl", "-lpthread"]
 
-    def add(name: str, command: list[str], source: Path, depends: list[Path], versions: str) -> None:
+    def add(name: str, command: list[str], source: Path, depends: list[Path], versions: str, isa: str = "") -> None:
         target = work / f"{name.replace('/', '-').replace(' ', '-')}.o"
         command = [*command, "-c", str(source), "-o", str(target)]
-        steps.append(Step(name, command, target, library.digest(depends, folder) + versions))
+        steps.append(Step(name, command, target, library.digest(depends, folder) + versions, isa))
 
     if with_cuda:
         nvcc, record["nvcc"] = find_nvcc()
         record["cuda"] = usable_archs(nvcc, chosen.archs)
         device = [nvcc, "-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden", f"-I{folder}"]
-        device += [*gencode(record["cuda"]), *(["-ccbin", cxx] if "CXX" in os.environ else [])]
-        depends = [*border, *(f for f in files if f.parent.name == "gpu")]
+        device += [*gencode(record["cuda"]), *(["-ccbin", host_compiler(cxx)] if "CXX" in os.environ else [])]
+        depends = library.cuda_sources(folder)
         for source in kernels:
             add(f"gpu/{source.name}", device, source, depends, record["nvcc"] + compiler)
         libraries += [f"-L{cuda_libraries(nvcc)}", "-lcudart_static", "-lrt"]
@@ -200,7 +209,7 @@ def plan(chosen: Settings, work: Path, with_cuda: bool) -> tuple[list[Step], lis
     for name in reversed(sets):  # the longest first
         flags = [*KERNEL_FLAGS, *INSTRUCTION_SETS[name], f"-DNM_ISA={name}"]
         for source in units:
-            add(f"cpu/{source.stem} {name}", [*common, *flags], source, depends, compiler)
+            add(f"cpu/{source.stem} {name}", [*common, *flags], source, depends, compiler, name)
     has = [f"-DNM_HAS_{name}" for name in sets]
     dispatch = folder / "cpu" / "dispatch.cpp"
     add("cpu/dispatch", [*common, *has], dispatch, [*border, dispatch], compiler)
@@ -213,12 +222,27 @@ def plan(chosen: Settings, work: Path, with_cuda: bool) -> tuple[list[Step], lis
     source = work / "record.cpp"
     define = f'extern "C" const char nm_record[];\nconst char nm_record[] = {json.dumps(text)};\n'
     steps.append(Step("record", [*common, "-c", str(source), "-o", str(work / "record.o")], work / "record.o", define))
-    link = [cxx, "-shared", *(str(step.output) for step in steps), *libraries, "-Wl,--no-undefined", "-Wl,-s"]
+    link = [*cxx, "-shared", *(str(step.output) for step in steps), *libraries, "-Wl,--no-undefined", "-Wl,-s"]
     return steps, link, record
 
 
+def _run_all(steps: list[Step], chosen: Settings) -> dict[str, BuildError]:
+    """Run all steps; the instruction sets that did not compile, where the library can be built without them."""
+    failed: dict[str, BuildError] = {}
+    with ThreadPoolExecutor(chosen.jobs) as pool:
+        running = [(step, pool.submit(_run, step, chosen)) for step in steps]
+    for step, done in running:
+        error = done.exception()
+        if not error:
+            continue
+        if not isinstance(error, BuildError) or step.instruction_set in ("", "portable") or chosen.instruction_sets:
+            raise error
+        failed[step.instruction_set] = error
+    return failed
+
+
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """One build at a time in a folder; another one waits."""
     import fcntl  # not on every system, and setup.py must be able to import this file on all of them
 

@@ -45,6 +45,16 @@ def fingerprint() -> str:
     return digest(source_files(sources()), sources())
 
 
+def cuda_sources(folder: Path) -> list[Path]:
+    """What the CUDA kernels are compiled from, and what calls them: the border and cuda/gpu."""
+    return [f for f in source_files(folder) if f.parent == folder or f.parent.name == "gpu"]
+
+
+def cuda_fingerprint() -> str:
+    """The hash of the sources of the CUDA kernels, which a conformance run is recorded for."""
+    return digest(cuda_sources(sources()), sources())
+
+
 def cache_folder() -> Path:
     """Where a library goes when the package's own folder cannot be written."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -62,30 +63,39 @@ def torch_version() -> str:
     return importlib.metadata.version("torch")
 
 
-def find_compiler() -> tuple[str, str]:
-    """The C++ compiler (CXX, else g++, c++ or clang++) and the first line of its --version."""
+def find_compiler() -> tuple[list[str], str]:
+    """The C++ compiler (CXX, words as in a shell; else g++, c++ or clang++) and the first line of its --version."""
     if platform.system() != "Linux":
         raise BuildError(f"native kernels are built on Linux only, not on {platform.system()}")
     given = os.environ.get("CXX")
-    for name in [given] if given else ["g++", "c++", "clang++"]:
-        if answer := output_of([name, "--version"]):
-            return name, answer.splitlines()[0]
+    try:
+        commands = [shlex.split(given)] if given else [["g++"], ["c++"], ["clang++"]]
+    except ValueError as error:
+        raise BuildError(f"CXX={given}: {error}") from None
+    for command in commands:
+        if command and (answer := output_of([*command, "--version"])):
+            return command, answer.splitlines()[0]
     missing = f"CXX={given} is no C++ compiler that runs" if given else "no C++ compiler found (g++, c++, clang++)"
     raise BuildError(missing)
 
 
-def usable_instruction_sets(compiler: str, wanted: tuple[str, ...] | None) -> list[str]:
+def host_compiler(command: list[str]) -> str:
+    """The compiler itself, for nvcc, which takes one word: without `ccache` before it and options after it."""
+    return next(word for word in reversed(command) if not word.startswith("-"))
+
+
+def usable_instruction_sets(compiler: list[str], wanted: tuple[str, ...] | None) -> list[str]:
     """Those of this processor family that the compiler knows, slowest first; what was asked for must be among them."""
     family = list(INSTRUCTION_SETS) if platform.machine().lower() in ("x86_64", "amd64") else ["portable"]
     known = [name for name in family if _accepts(compiler, INSTRUCTION_SETS[name])]
     for name in wanted or ():
         if name not in known:
-            raise BuildError(f"{compiler} cannot compile for {name} here; it can for {', '.join(known)}")
+            raise BuildError(f"{shlex.join(compiler)} cannot compile for {name} here; it can for {', '.join(known)}")
     return [name for name in known if wanted is None or name in wanted]
 
 
-def _accepts(compiler: str, flags: list[str]) -> bool:
-    return output_of([compiler, *flags, "-x", "c++", "-E", os.devnull, "-o", os.devnull]) is not None
+def _accepts(compiler: list[str], flags: list[str]) -> bool:
+    return output_of([*compiler, *flags, "-x", "c++", "-E", os.devnull, "-o", os.devnull]) is not None
 
 
 def find_nvcc() -> tuple[str, str]:

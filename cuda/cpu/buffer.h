@@ -5,7 +5,6 @@
 #pragma once
 
 #include <stdint.h>
-#include <stdlib.h>
 
 #include "gemm.h"
 #include "vector.h"
@@ -44,7 +43,7 @@ inline int stride_of(int columns) {
 // Hands out memory in order; with no memory behind it, it only counts what it would hand out.
 class Arena {
  public:
-  explicit Arena(char* memory) : memory_(memory) {}
+  explicit Arena(void* memory) : memory_(static_cast<char*>(memory)) {}
   int64_t bytes() const { return used_; }
 
   template <class T>
@@ -66,23 +65,6 @@ class Arena {
   int64_t used_ = 0;
 };
 
-// Memory that a thread keeps between calls, so that a call does not wait for fresh pages.
-inline char* thread_memory(int64_t bytes) {
-  struct Block {
-    char* data = nullptr;
-    int64_t size = 0;
-    ~Block() { free(data); }
-  };
-  static thread_local Block block;
-  if (block.size < bytes) {
-    free(block.data);
-    block.size = (bytes + 4095) / 4096 * 4096;
-    block.data = static_cast<char*>(aligned_alloc(4096, size_t(block.size)));
-    if (!block.data) abort();  // as operator new would end: there is no partial result to return
-  }
-  return block.data;
-}
-
 template <class T>
 inline void fill(int n, T value, T* out) {
   for (int j = 0; j < n; j += kLanes<T>) store(out + j, broadcast(value));
@@ -91,6 +73,25 @@ inline void fill(int n, T value, T* out) {
 template <class T>
 inline void copy_row(int n, const T* in, T* out) {
   for (int j = 0; j < n; j += kLanes<T>) store(out + j, load(in + j));
+}
+
+// To memory of any alignment that is read again much later, without pushing what is at work out of the caches. Other
+// threads see it after `end_of_copies`.
+template <class T>
+inline void copy_past_caches(int n, const T* in, T* out) {
+#if NM_VECTOR_BYTES == 64
+  if (uintptr_t(out) % 64 == 0 && n % kLanes<T> == 0) {
+    for (int j = 0; j < n; j += kLanes<T>) _mm512_stream_si512((__m512i*)(out + j), (__m512i)load(in + j));
+    return;
+  }
+#endif
+  memcpy(out, in, size_t(n) * sizeof(T));
+}
+
+inline void end_of_copies() {
+#if NM_VECTOR_BYTES == 64
+  _mm_sfence();
+#endif
 }
 
 template <class T>

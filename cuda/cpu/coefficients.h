@@ -4,6 +4,7 @@
 // Letters as in neuralmem/ops/neural_memory/README.md; D here is the README's D, and write = D diag(theta).
 #pragma once
 
+#include "../launchers.h"
 #include "buffer.h"
 
 namespace nm::NM_ISA {
@@ -19,14 +20,18 @@ struct Coefficients {
   Buffer<T> over_weights;        // D
   Buffer<T> write;
 
-  // Only a backward pass asks for E and D again: without one, their rows lie on top of each other.
-  void take(Arena& arena, int capacity, bool with_momentum, bool backward) {
+  // Of a matrix whose rows nobody asks for again, all rows lie on top of each other: E and D matter to a backward pass
+  // only, and a decoded token needs no more of `write` than its last row.
+  void take(Arena& arena, int capacity, bool with_momentum, nm_pass pass) {
     momentum = with_momentum;
+    const auto matrix = [&](bool whole) {
+      return whole ? arena.buffer<T>(capacity, capacity) : Buffer<T>{arena.row<T>(capacity), 0};
+    };
     T** rows[] = {&theta, &eta, &keep, &real, &beta, &gamma, &decay, &last, &push};
     for (T** row : rows) *row = arena.row<T>(capacity);
-    write = arena.buffer<T>(capacity, capacity);
-    over_weights = backward ? arena.buffer<T>(capacity, capacity) : Buffer<T>{arena.row<T>(capacity), 0};
-    if (momentum) over_momentum = backward ? arena.buffer<T>(capacity, capacity) : Buffer<T>{arena.row<T>(capacity), 0};
+    write = matrix(pass != NM_DECODE);
+    over_weights = matrix(pass == NM_BACKWARD);
+    if (momentum) over_momentum = matrix(pass == NM_BACKWARD);
   }
 
   // theta, eta, keep and real of C tokens are set.

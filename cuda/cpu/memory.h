@@ -23,7 +23,7 @@ class Memory {
  public:
   using Number = T;
 
-  Memory(const nm_problem& problem, Arena& arena, bool backward = false)
+  Memory(const nm_problem& problem, Arena& arena, nm_pass pass)
       : p(problem), L(int(p.layers)), D(int(p.D)), momentum(p.eta) {
     const int64_t longest = p.T < p.chunk_size ? p.T : p.chunk_size;
     capacity = longest > 0 ? int(longest) : 1;
@@ -33,7 +33,7 @@ class Memory {
     }
     W = take_layers(arena);
     if (momentum) S = take_layers(arena);
-    c.take(arena, capacity, momentum, backward);
+    c.take(arena, capacity, momentum, pass);
     way = {D, p.residual != 0, nullptr, nullptr};
     if (p.gain) {
       gain = arena.row<T>(D);
@@ -43,16 +43,18 @@ class Memory {
     }
     for (int l = 0; l < L; l++) {
       h[l] = arena.buffer<T>(capacity, width[l]);
-      x[l] = arena.buffer<T>(capacity, width[l]);
+      x[l] = l ? u[l - 1] : arena.buffer<T>(capacity, D);
       delta[l] = arena.buffer<T>(capacity, width[l + 1]);
       u[l] = arena.buffer<T>(capacity, width[l + 1]);
-      scores[l] = arena.buffer<T>(capacity, capacity);
-      weighted[l] = arena.buffer<T>(capacity, capacity);
+      if (pass != NM_DECODE) {
+        scores[l] = arena.buffer<T>(capacity, capacity);
+        weighted[l] = arena.buffer<T>(capacity, capacity);
+      }
       if (l == L - 1) break;
       z[l] = arena.buffer<T>(capacity, width[l + 1]);
       slope[l] = arena.buffer<T>(capacity, width[l + 1]);
       back[l] = arena.buffer<T>(capacity, width[l + 1]);
-      if (backward) read_slope[l] = arena.buffer<T>(capacity, width[l + 1]);
+      if (pass == NM_BACKWARD) read_slope[l] = arena.buffer<T>(capacity, width[l + 1]);
     }
     Buffer<T>* outputs[] = {&f, &v, &hat, &twice, &y, &read_hat};
     for (Buffer<T>* buffer : outputs) *buffer = arena.buffer<T>(capacity, D);
@@ -97,8 +99,9 @@ class Memory {
   // The state as the boundaries hold it: every layer of W, then of S, [D_in, D_out] each.
   void save_boundary(T* out) {
     for_each_matrix([&](Buffer<T> m, int rows, int columns) {
-      for (int i = 0; i < rows; i++, out += columns) memcpy(out, m[i], size_t(columns) * sizeof(T));
+      for (int i = 0; i < rows; i++, out += columns) copy_past_caches(columns, m[i], out);
     });
+    end_of_copies();
   }
 
   void load_boundary(const T* in) {
@@ -238,7 +241,8 @@ class Memory {
   T *gain, *bias;
   Way<T> way;
   Coefficients<T> c;
-  // Per layer, [C, D_in]: what enters it from the keys (h) and from the queries (x).
+  // Per layer, [C, D_in]: what enters it from the keys (h) and from the queries (x, from layer 1 on in place of
+  // the u below).
   Buffer<T> h[NM_MAX_LAYERS], x[NM_MAX_LAYERS];
   // Per layer, [C, D_out]: pre-activations of the keys (z; f for the last) and of the queries (u), the slopes there,
   // what comes back from the layer above (back), and that times the slope (delta).

@@ -12,14 +12,14 @@ namespace nm::NM_ISA {
 template <Operand O, class T>
 class MemoryBackward : public Memory<O, T> {
  public:
-  MemoryBackward(const nm_problem& problem, Arena& arena) : Memory<O, T>(problem, arena, true) {
+  MemoryBackward(const nm_problem& problem, Arena& arena, nm_pass pass) : Memory<O, T>(problem, arena, pass) {
     dW = this->take_layers(arena);
     if (momentum) dS = this->take_layers(arena);
     dc.take(arena, capacity);
     for (int l = 0; l < L; l++) {
       dh[l] = arena.buffer<T>(capacity, width[l]);
       ddelta[l] = arena.buffer<T>(capacity, width[l + 1]);
-      dz[l] = arena.buffer<T>(capacity, width[l + 1]);
+      dz[l] = l < L - 1 ? this->back[l] : arena.buffer<T>(capacity, D);
     }
     Buffer<T>* wide[] = {&dx, &du, &from_W, &from_S};
     for (Buffer<T>* buffer : wide) *buffer = arena.buffer<T>(capacity, this->widest);

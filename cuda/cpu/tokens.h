@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "../half.h"
 #include "../launchers.h"
 #include "buffer.h"
 
@@ -42,8 +43,8 @@ inline void load_token(const void* tensor, int32_t dtype, int64_t offset, int D,
       return;
     }
     default: {
-      const _Float16* in = static_cast<const _Float16*>(tensor) + offset;
-      for (int j = 0; j < D; j++) out[j] = T(float(in[j]));
+      const uint16_t* in = static_cast<const uint16_t*>(tensor) + offset;
+      for (int j = 0; j < D; j++) out[j] = T(widen_half(in[j]));
     }
   }
 }
@@ -67,8 +68,8 @@ inline void store_token(const T* in, int32_t dtype, int64_t offset, int D, void*
       return;
     }
     default: {
-      _Float16* out = static_cast<_Float16*>(tensor) + offset;
-      for (int j = 0; j < D; j++) out[j] = _Float16(float(in[j]));
+      uint16_t* out = static_cast<uint16_t*>(tensor) + offset;
+      for (int j = 0; j < D; j++) out[j] = narrow_half(float(in[j]));
     }
   }
 }

@@ -68,12 +68,14 @@ void with_rows(int rows, Visit visit) {
 template <class Visit>
 void with_config(const nm_problem &p, Visit visit) {
   const int rows = tile_rows(longest_chunk(p));
-#ifndef NM_BFLOAT16_ONLY  // a test of compilers that need not see everything twice
+#ifndef NM_BFLOAT16_ONLY  // for tests that only compile, in half the time
   if (p.dtype == NM_FLOAT16 && p.D == 64) return with_rows<fp16, 64>(rows, visit);
   if (p.dtype == NM_FLOAT16) return with_rows<fp16, 128>(rows, visit);
 #endif
+#ifndef NM_FLOAT16_ONLY
   if (p.D == 64) with_rows<bf16, 64>(rows, visit);
   else with_rows<bf16, 128>(rows, visit);
+#endif
 }
 
 // What a block may have on every GPU from compute capability 8.0 on (8.6 and 12.0 have the least).

@@ -20,6 +20,7 @@
 #include <random>
 #include <vector>
 
+#include "../half.h"
 #include "simt_races.h"
 
 #if !defined(__x86_64__) || defined(SIMT_USE_UCONTEXT)

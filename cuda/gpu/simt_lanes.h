@@ -30,9 +30,7 @@ DEVICE_FN float to_float(bf16 x) {
   return f;
 }
 DEVICE_FN float to_float(fp16 x) {
-  _Float16 h;
-  memcpy(&h, &x, 2);
-  return (float)h;
+  return nm::widen_half(x.bits);
 }
 
 template <class Op>
@@ -47,10 +45,7 @@ inline bf16 to_op<bf16>(float f) {
 template <>
 inline fp16 to_op<fp16>(float f) {
   if (f != f) return fp16{0x7fff};
-  const _Float16 h = (_Float16)f;
-  fp16 x;
-  memcpy(&x, &h, 2);
-  return x;
+  return fp16{nm::narrow_half(f)};
 }
 
 template <class Op>

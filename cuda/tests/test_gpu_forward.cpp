@@ -1,4 +1,4 @@
-// build: -O3 -std=c++17 -Wall -Wextra
+// build: -O1 -std=c++17 -Wall -Wextra
 // test_gpu_forward.cpp - the CUDA kernels of forward and decode, run by the emulator through their own host code.
 //
 // Against double precision (reference.h): coefficients, outputs, end states, boundary states, decode. The gate for what

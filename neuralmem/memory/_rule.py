@@ -1,9 +1,7 @@
-"""What every memory rule shares: projections, the chunk grid of a stream, the unfinished chunk, and the way out.
+"""What every memory rule shares: projections, the state of a stream, reading without writing, and the way out.
 
-Special: a chunk's gradients are anchored at its first weights, so the state keeps the weights as of the last chunk
-start and what the unfinished chunk would write. A call puts that in front of its own tokens, runs the complete chunks,
-then the rest, whose weights are dropped. Any cut of a text into calls is therefore the same computation.
-A rule is one file with a subclass: its initial weights, its gates, its update.
+A rule is one file with a subclass: its initial weights, its gates, its update. How a call of any length meets the
+grid of chunks is in _chunks.py.
 """
 
 from abc import abstractmethod
@@ -17,11 +15,10 @@ from torch.nn import functional as F
 from neuralmem import probe
 from neuralmem.config import MemoryConfig
 from neuralmem.errors import UserError
-from neuralmem.modules.grid import Grid, lay_out
+from neuralmem.memory._chunks import Chunks, Fast
 from neuralmem.modules.norm import RMSNorm
 from neuralmem.modules.short_conv import ShortConv
-from neuralmem.modules.stream import Rows, Stream, expand_index
-from neuralmem.ops import where_rows
+from neuralmem.modules.stream import Rows
 from neuralmem.state import State, choose
 from neuralmem.typing import MemoryMode, Tensor, Tensors
 
@@ -46,12 +43,6 @@ class MemoryState(State):
     convolution: Tensors
 
 
-Fast = tuple[Tensors, Tensors]
-"""Weights and momentum."""
-Kept = tuple[Tensors, Tensors, Tensors, Tensor]
-"""The fields of a MemoryState that reading changes: weights, momentum, pending, filled."""
-
-
 def unit(x: Tensor) -> Tensor:
     """x scaled to length one along the last axis; what is shorter than 0.01 is scaled by 100 only.
 
@@ -60,7 +51,7 @@ def unit(x: Tensor) -> Tensor:
     return F.normalize(x, dim=-1, eps=1e-2)
 
 
-class MemoryRule(Stream):
+class MemoryRule(Chunks):
     """A memory as a layer's mixer: [B, T, width] -> [B, T, width].
 
     Queries, keys and values are linear maps of the input, a short convolution, SiLU; queries and keys have unit length
@@ -101,27 +92,8 @@ class MemoryRule(Stream):
         """What decides how much a token writes, from the layer's input [B, T, width]: tensors [B, T, H] in fp32."""
 
     @abstractmethod
-    def update(
-        self, q: Tensor, written: Tensors, fast: Fast, write_mask: Tensor | None, reset: Tensor | None
-    ) -> tuple[Tensor, Fast]:
-        """Read and write whole chunks from a chunk start. q: [B, T, H, D]; written: keys, values, then the gates."""
-
-    @abstractmethod
     def evaluate(self, q: Tensor, weights: Tensors) -> Tensor:
         """Read at fixed weights. q: [B, T, H, D] -> [B, T, H, D]."""
-
-    def read_unfinished(self, q: Tensor, written: Tensors, fast: Fast, write_mask: Tensor) -> Tensor:
-        """Read one query per sample at the weights that an unfinished chunk would leave, [B, 1, H, D] -> the same.
-
-        Args:
-            q: [B, 1, H, D]
-            written: the chunk's tokens from its start on, [B, n, ...] each, n at least 1
-            fast: weights and momentum at the chunk's start
-            write_mask: Bool [B, n], which of them there are
-        """
-        # The last row of an update; a rule that can read without writing overrides this.
-        y, _ = self.update(F.pad(q, (0, 0, 0, 0, write_mask.shape[1] - 1, 0)), written, fast, write_mask, None)
-        return y[:, -1:]
 
     @property
     def reach(self) -> int:
@@ -160,12 +132,7 @@ class MemoryRule(Stream):
         if memory == "frozen":
             return self._leave(self.evaluate(q, self.fast(len(x))[0]), x), MemoryState(*kept, tails)
         with probe.inside(self):
-            if fresh and rows.plain:
-                y, kept = self._from_start(q, written, state)
-            elif self._decodes(state, rows, x.shape[1]):
-                y, kept = self._decode(q, written, state, rows)
-            else:
-                y, kept = self._on_grid(q, written, state, rows)
+            y, kept = self.read_and_write(q, written, kept, rows, fresh)
             self._observe(kept[0])
         return self._leave(y, x), MemoryState(*kept, tails)
 
@@ -250,87 +217,3 @@ class MemoryRule(Stream):
         if self.gate is not None:
             y = y * F.silu(self.gate(x))
         return self.output(y.to(x.dtype))
-
-    def _from_start(self, q: Tensor, written: Tensors, state: MemoryState) -> tuple[Tensor, Kept]:
-        """A call that starts on the grid: complete chunks, then the rest."""
-        total, size = q.shape[1], self.config.chunk_size
-        whole = total // size * size
-        fast: Fast = (state.weights, state.momentum)
-        outputs = []
-        if whole:
-            y, fast = self.update(q[:, :whole], tuple(w[:, :whole] for w in written), fast, None, None)
-            outputs.append(y)
-        rest = tuple(w[:, whole:] for w in written)
-        if total > whole:
-            outputs.append(self.update(q[:, whole:], rest, fast, None, None)[0])
-        pending = tuple(self._pad(w) for w in rest)
-        y = torch.cat(outputs, dim=1) if outputs else torch.empty_like(q)
-        return y, (*fast, pending, torch.full_like(state.filled, total - whole))
-
-    def _decodes(self, state: MemoryState, rows: Rows, tokens: int) -> bool:
-        """Whether every row reads at most one token, and none of them ends its chunk."""
-        if rows.reset is not None or not tokens or not len(state.filled):
-            return False
-        if rows.mask is None:
-            return tokens == 1 and int(state.filled.max()) + 1 < self.config.chunk_size
-        new = rows.mask.sum(1)
-        return int(new.max()) <= 1 and int((state.filled + new).max()) < self.config.chunk_size
-
-    def _decode(self, q: Tensor, written: Tensors, state: MemoryState, rows: Rows) -> tuple[Tensor, Kept]:
-        """A call of one token, the first of each row, in an unfinished chunk: it is read, and waits with the others."""
-        real = rows.mask[:, 0] if rows.mask is not None else torch.ones_like(state.filled, dtype=torch.bool)
-        index, filled = torch.arange(self.config.chunk_size - 1, device=q.device), state.filled + real
-        here = (index == state.filled[:, None]) & real[:, None]
-        pending = tuple(
-            torch.where(here.view(*here.shape, *[1] * (old.ndim - 2)), new[:, :1].to(old.dtype), old)
-            for new, old in zip(written, state.pending, strict=True)
-        )
-        fast, longest = (state.weights, state.momentum), max(int(filled.max()), 1)
-        taken = (index < filled[:, None])[:, :longest]
-        y = self.read_unfinished(q[:, :1], tuple(p[:, :longest] for p in pending), fast, taken)
-        return F.pad(y, (0, 0, 0, 0, 0, q.shape[1] - 1)), (*fast, pending, filled)
-
-    def _on_grid(self, q: Tensor, written: Tensors, state: MemoryState, rows: Rows) -> tuple[Tensor, Kept]:
-        """A call that goes on in a chunk, or whose rows differ."""
-        grid = lay_out(rows, (q.shape[0], q.shape[1]), state.filled, self.config.chunk_size)
-        q = grid.place(q)
-        written = tuple(grid.place(w, front) for w, front in zip(written, state.pending, strict=True))
-        fast: Fast = (state.weights, state.momentum)
-        index, y = torch.arange(grid.size, device=q.device), torch.zeros_like(q)
-        whole = int(grid.complete.max()) if grid.size else 0
-        if whole:
-            write = (grid.taken() & (index < grid.complete[:, None]))[:, :whole]
-            starts = grid.starts[:, :whole] if rows.reset is not None else None
-            head, fast = self.update(q[:, :whole], tuple(w[:, :whole] for w in written), fast, write, starts)
-            y = torch.cat([head, y[:, whole:]], dim=1)
-        if rows.reset is not None:
-            fast = self._restart(grid.restarted, fast)
-        tail, pending = self._tail(grid, q, written, fast, y)
-        return grid.take(tail), (*fast, pending, grid.end - grid.complete)
-
-    def _restart(self, rows: Tensor, fast: Fast) -> Fast:
-        weights, momentum = self.fast(len(rows))
-        return where_rows(rows, weights, fast[0]), where_rows(rows, momentum, fast[1])
-
-    def _tail(self, grid: Grid, q: Tensor, written: Tensors, fast: Fast, y: Tensor) -> tuple[Tensor, Tensors]:
-        """Read each row's unfinished chunk. Returns the grid's outputs with it, and what it would write."""
-        longest = int((grid.end - grid.complete).max()) if grid.size else 0
-        slots = grid.tail(longest)
-        taken = grid.complete[:, None] + torch.arange(longest, device=q.device) < grid.end[:, None]
-
-        def pick(x: Tensor) -> Tensor:
-            picked = x.gather(1, expand_index(slots, x))
-            return picked.masked_fill(~taken.view(*taken.shape, *[1] * (x.ndim - 2)), 0)
-
-        rest = tuple(pick(w) for w in written)
-        if longest:
-            read, _ = self.update(pick(q), rest, fast, taken, None)
-            at = torch.where(taken, slots, grid.size)
-            read = read.to(y.dtype)  # under autocast the update's dtype is not its input's
-            y = F.pad(y, (0, 0, 0, 0, 0, 1)).scatter(1, expand_index(at, read), read)[:, : grid.size]
-        return y, tuple(self._pad(w) for w in rest)
-
-    def _pad(self, written: Tensor) -> Tensor:
-        """What an unfinished chunk writes, [B, tokens, ...], to the state's [B, chunk_size - 1, ...]."""
-        room = self.config.chunk_size - 1 - written.shape[1]
-        return F.pad(written, (0, 0) * (written.ndim - 2) + (0, room)).to(self.state_dtype)

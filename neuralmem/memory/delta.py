@@ -9,7 +9,8 @@ from torch import nn
 
 from neuralmem import probe
 from neuralmem.config import MemoryConfig
-from neuralmem.memory._rule import Fast, MemoryRule
+from neuralmem.memory._chunks import Fast
+from neuralmem.memory._rule import MemoryRule
 from neuralmem.modules.gate_map import GateMap
 from neuralmem.ops import delta_descent
 from neuralmem.typing import Tensor, Tensors

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import torch
 
+from neuralmem.backends import BACKENDS
 from neuralmem.errors import UserError, nearest
 from neuralmem.typing import Tensor
-
-BACKENDS = ("auto", "reference", "chunked", "native")
 
 
 def check_shape(name: str, x: Tensor, shape: Sequence[int]) -> None:
@@ -60,6 +59,11 @@ def check_mask(name: str, mask: Tensor | None, shape: Sequence[int], device: tor
     check_shape(name, mask, shape)
     if device is not None and mask.device != device:
         raise UserError(f"{name} is on {mask.device}; it must be on {device} like q")
+
+
+def unless_masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x [B, T, H, D] with 0 for masked tokens, so that 0 times what they held is 0 even where that was no number."""
+    return x if mask is None else torch.where(mask[..., None, None], x, 0)
 
 
 def check_reset(reset: Tensor | None, chunk_size: int) -> None:

@@ -107,6 +107,20 @@ def test_tokens_of_rows_at_different_places_are_read_at_once(rule: str, monkeypa
     assert all(torch.equal(a, b) for (_, a), (_, b) in same)
 
 
+@pytest.mark.parametrize("mask", [None, torch.tensor([[True], [False]])], ids=["all", "one"])
+def test_a_token_that_is_only_read_asks_the_device_once(
+    mask: torch.Tensor | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, x = build("titans"), draw(3)
+    _, state = module(x[:, :2])
+    asked, number = [], torch.Tensor.__int__
+    for question in ("__int__", "__bool__", "item", "tolist"):
+        original = getattr(torch.Tensor, question)
+        monkeypatch.setattr(torch.Tensor, question, lambda x, ask=original: asked.append(ask) or ask(x))
+    module(x[:, 2:], state, mask=mask)
+    assert asked == [number]
+
+
 def test_reading_an_unfinished_chunk_is_the_last_row_of_an_update() -> None:
     module, x = build("titans"), draw(3)
     q, written, _ = module._project(x, module.init_state(2).convolution, Rows())

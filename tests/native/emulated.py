@@ -70,15 +70,16 @@ def emulator() -> ctypes.CDLL:
     state = library.digest(files, SOURCES) + version + " ".join(FLAGS)
     output = build.work_folder() / "tests" / "libnm_emulated.so"
     stamp = output.with_suffix(".stamp")
-    if not (output.exists() and stamp.exists() and stamp.read_text() == state):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        fresh = output.with_name(f"{output.name}.{os.getpid()}")
-        command = [compiler, *FLAGS, str(SOURCES / "tests" / "emulated.cpp"), "-o", str(fresh)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
-        fresh.replace(output)
-        stamp.write_text(state)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with build.locked(output.with_suffix(".lock")):  # two processes of pytest compile it once
+        if not (output.exists() and stamp.exists() and stamp.read_text() == state):
+            fresh = output.with_name(f"{output.name}.{os.getpid()}")
+            command = [*compiler, *FLAGS, str(SOURCES / "tests" / "emulated.cpp"), "-o", str(fresh)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+            fresh.replace(output)
+            stamp.write_text(state)
     loaded = ctypes.CDLL(str(output))
     for name in ("nm_cuda_forward_workspace", "nm_cuda_backward_workspace", "emulated_faults"):
         getattr(loaded, name).restype = ctypes.c_int64

@@ -9,7 +9,16 @@ import torch
 
 import neuralmem as nm
 from neuralmem import library
-from neuralmem.backends import _auto, _covers, _native_cuda, _recorded, conformance_recorded, cuda_error, library_error
+from neuralmem.backends import (
+    _auto,
+    _covers,
+    _native_cpu,
+    _native_cuda,
+    _recorded,
+    conformance_recorded,
+    cpu_error,
+    cuda_error,
+)
 from tests.native.test_build import needs_compiler
 from tests.native.tree import ROOT, plant, python
 
@@ -33,9 +42,9 @@ def report(**environment: str) -> dict[str, str]:
 def test_every_backend_has_an_answer() -> None:
     answers = nm.backends()
     assert all(answers.values())
-    assert answers["native cpu"].startswith("available") != bool(library_error())
+    assert answers["native cpu"].startswith("available") != bool(cpu_error())
     assert answers["auto on cpu"] == (
-        "native" if not library_error() else f"chunked, because native is {library_error()}"
+        "native" if not cpu_error() else f"chunked, because native cannot run: {cpu_error()}"
     )
 
 
@@ -56,19 +65,50 @@ def test_the_report_names_versions_library_and_what_auto_picks(built: Path) -> N
 @needs_compiler
 def test_switches_are_reported(built: Path) -> None:
     rows = report(NEURALMEM_LIBRARY=str(built), NEURALMEM_BACKEND="chunked", NEURALMEM_CPU_ISA="mmx")
-    assert rows["native cpu"] == "NEURALMEM_CPU_ISA names an instruction set that cannot run here"
+    wrong = "NEURALMEM_CPU_ISA is 'mmx'; it must be one of portable"
+    assert rows["native cpu"] == wrong
     assert rows["auto on cpu"] == "chunked, because NEURALMEM_BACKEND says so"
+    assert report(NEURALMEM_LIBRARY=str(built), NEURALMEM_CPU_ISA="mmx")["auto on cpu"] == (
+        f"chunked, because native cannot run: {wrong}"
+    )
+    rows = report(NEURALMEM_LIBRARY=str(built), NEURALMEM_BACKEND="native", NEURALMEM_CPU_ISA="portabel")
+    assert rows["auto on cpu"] == (
+        "native, because NEURALMEM_BACKEND says so, but native cannot run: NEURALMEM_CPU_ISA is 'portabel'; "
+        "it must be one of portable; did you mean 'portable'?"
+    )
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_backend_in_the_environment_that_does_not_exist(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    monkeypatch.setenv("NEURALMEM_BACKEND", "cunked")
+    assert nm.backends()[f"auto on {device}"] == (
+        "an error, because NEURALMEM_BACKEND is 'cunked'; it must be one of auto, reference, chunked, native; "
+        "did you mean 'chunked'?"
+    )
+
+
+def test_a_processor_that_no_compiled_instruction_set_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["neuralmem.backends"]  # the package's attribute of this name is the function
+    info = {"cpu": "", "trouble": "none", "runs": "", "record": {"cpu": ["avx512", "amx"]}}
+    monkeypatch.setattr(module, "_load", lambda: ("", info))
+    cpu_error.cache_clear()
+    try:
+        error = "built for avx512, amx, which this processor cannot run; python -m neuralmem.build"
+        assert cpu_error() == _native_cpu() == error
+        assert _auto("cpu") == f"chunked, because native cannot run: {error}"
+    finally:
+        cpu_error.cache_clear()
 
 
 def test_a_library_that_does_not_load_is_a_reason(tmp_path: Path) -> None:
     rows = report(NEURALMEM_LIBRARY="/nonexistent/_C.so")
     assert rows["native cpu"].startswith("/nonexistent/_C.so does not load: ")
-    assert rows["auto on cpu"].startswith("chunked, because native is /nonexistent/_C.so does not load")
+    assert rows["auto on cpu"].startswith("chunked, because native cannot run: /nonexistent/_C.so does not load")
     broken = tmp_path / "_C.so"
     broken.write_bytes(b"\x7fELF" + bytes(4))
     rows = report(NEURALMEM_LIBRARY=str(broken), NEURALMEM_BACKEND="native")
     assert rows["native cpu"].startswith(f"{broken} does not load: ")
-    assert rows["auto on cpu"].startswith("native, because NEURALMEM_BACKEND says so, but native is ")
+    assert rows["auto on cpu"].startswith("native, because NEURALMEM_BACKEND says so, but native cannot run: ")
 
 
 # What is wrong with a call, and the end of the message. The answer of the tiny kernels to a good call is 1 everywhere.
@@ -168,6 +208,12 @@ def test_auto_takes_a_gpu_only_when_its_conformance_run_is_recorded(
         assert _auto("cuda") == answer
         assert conformance_recorded(90) == (answer == "native")
     _recorded.cache_clear()
+    monkeypatch.setattr(module, "_gpus", lambda: [("A100", 80)])
+    wrong = "built for 90a, which compute capability 8.0 cannot run"
+    assert _auto("cuda") == f"chunked, because native cannot run: {wrong}"
+    monkeypatch.setenv("NEURALMEM_BACKEND", "native")
+    assert _auto("cuda") == f"native, because NEURALMEM_BACKEND says so, but native cannot run: {wrong}"
+    monkeypatch.setattr(module, "_gpus", lambda: [("H200", 90)])
     assert _native_cuda() == "available: built for 90a"
     assert cuda_error(80) == "built for 90a, which compute capability 8.0 cannot run"
 

@@ -3,6 +3,7 @@
 Built is a copy of the project with tiny kernels (tree.py), in this process, for the portable instruction set.
 """
 
+import platform
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -142,6 +143,51 @@ def test_with_a_broken_nvcc_auto_is_cpu_only(
     record = library.read_record(tree / "neuralmem" / library.NAME)
     assert record
     assert record["cuda"] == []
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the only processor family with several instruction sets")
+def test_an_instruction_set_that_does_not_compile_is_left_out(
+    tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiler = tmp_path / "c++"  # knows the option, but not what it stands for
+    compiler.write_text(
+        '#!/bin/sh\ncase " $* " in *" -mavx2 "*" -c "*) echo "error: no such register" >&2; exit 1;; esac\n'
+        f'exec {" ".join(toolchain.find_compiler()[0])} "$@"\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("NEURALMEM_BUILD_ISAS", "portable,avx2")
+    code, _, errors = make(capsys, "--mode", "cpu")
+    assert (code, errors.splitlines()[-1]) == (
+        2,
+        f"error: cpu/memory avx2: {compiler} failed: error: no such register",
+    )  # asked for by name
+    monkeypatch.delenv("NEURALMEM_BUILD_ISAS")
+    for mode in (["--mode", "cpu"], ["--mode", "auto", "--skip-cuda"]):
+        (tree / "neuralmem" / library.NAME).unlink(missing_ok=True)
+        code, _, errors = make(capsys, *mode)
+        assert code == 0
+        assert errors.startswith("warning: neuralmem is built without kernels for avx2, avx512, amx: cpu/memory ")
+        assert errors.count("\n") == 1
+        record = library.read_record(tree / "neuralmem" / library.NAME)
+        assert record
+        assert record["cpu"] == ["portable"]
+
+
+@needs_compiler
+def test_cxx_may_be_several_words(
+    tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = toolchain.find_compiler()[0]
+    monkeypatch.setenv("CXX", f"env 'LC_ALL=C' {compiler[0]} -Wall")
+    found, version = toolchain.find_compiler()
+    assert toolchain.host_compiler(found) == compiler[0]
+    assert version
+    assert make(capsys, "--mode", "cpu")[0] == 0
+    assert library.read_record(tree / "neuralmem" / library.NAME)
+    monkeypatch.setenv("CXX", "'g++")
+    assert make(capsys, "--mode", "cpu")[::2] == (2, "error: CXX='g++: No closing quotation\n")
 
 
 @needs_compiler

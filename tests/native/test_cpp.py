@@ -1,7 +1,8 @@
 """Builds and runs the C++ programs of cuda/tests: matrix products per instruction set, CUDA kernels in an emulator.
 
-A program test_*.cpp says in a comment how it is compiled, in addition to FLAGS: `// build: <flags>`. Programs named
-test_cpu_* are compiled and run once per instruction set that this processor has. They exit with 1 when a check fails.
+FLAGS are those of the library. A program test_*.cpp says in a comment what is added: `// build: <flags>`. Programs
+named test_cpu_* are compiled and run once per instruction set that this processor has. They exit with 1 when a check
+fails.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from tests.native.test_build import needs_compiler
 
 CUDA = library.sources()
 PROGRAMS = sorted((CUDA / "tests").glob("test_*.cpp"))
-FLAGS = ["-O2", "-std=c++17", "-Wall", "-I", str(CUDA), *build.KERNEL_FLAGS]
+FLAGS = [*build.CXX_FLAGS, *build.KERNEL_FLAGS, "-Wall", "-I", str(CUDA)]
 NEEDS = {
     "portable": set(),
     "avx2": {"avx2", "fma"},
@@ -48,12 +49,12 @@ def test_program(program: Path, isa: str) -> None:
         pytest.skip(f"this processor has no {', '.join(sorted(missing))}")
     compiler, version = toolchain.find_compiler()
     if isa and isa not in toolchain.usable_instruction_sets(compiler, None):
-        pytest.skip(f"{compiler} cannot compile for {isa}")
+        pytest.skip(f"{' '.join(compiler)} cannot compile for {isa}")
     own = [flag for line in re.findall(r"^// build: (.+)$", program.read_text(), re.MULTILINE) for flag in line.split()]
     chosen = [*toolchain.INSTRUCTION_SETS[isa], f"-DNM_ISA={isa}"] if isa else []
     output = build.work_folder() / "tests" / f"{program.stem}-{isa or 'default'}"
     output.parent.mkdir(parents=True, exist_ok=True)
-    command = [compiler, *FLAGS, *chosen, str(program), "-o", str(output), *own]
+    command = [*compiler, *FLAGS, *chosen, str(program), "-o", str(output), *own]
 
     files = sorted(f for f in CUDA.rglob("*") if f.suffix in library.KINDS)  # kept while nothing of this changes
     state = hashlib.sha256(f"{command} {version} {library.digest(files, CUDA)}".encode()).hexdigest()

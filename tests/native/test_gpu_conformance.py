@@ -1,7 +1,8 @@
 """What emulated tests of the CUDA kernels take for granted, checked on a GPU: instructions, wrappers, whole kernels.
 
-`conformance` compares every function of cuda/gpu/simt.h with the emulator's, `forward_on_gpu` is the emulator's test of
-the kernels, run on the hardware. Without a GPU only their compilation and the emulator's roundings can be tested.
+`conformance` compares every function of cuda/gpu/simt.h with the emulator's, `forward_on_gpu` and `backward_on_gpu` are
+the emulator's tests of the kernels, run on the hardware. Without a GPU only that they compile and link, and the
+emulator's roundings, can be tested.
 """
 
 import shutil
@@ -35,17 +36,24 @@ def link(name: str, objects: list[Path]) -> Path:
 def on_host(source: str, *flags: str) -> Path:
     """A C++ file compiled by the host's compiler: with the emulator's functions, not with those for the GPU."""
     compiler, _ = toolchain.find_compiler()
-    return compiled(TESTS / source, *flags, "-c", command=[compiler, "-O2", "-std=c++17", "-Wall", f"-I{CUDA}"])[0]
+    return compiled(TESTS / source, *flags, "-c", command=[*compiler, "-O2", "-std=c++17", "-Wall", f"-I{CUDA}"])[0]
 
 
 @cache
-def program(name: str, arch: str) -> Path:
-    code = toolchain.gencode([arch])
+def program(name: str, arch: str, *flags: str) -> Path:
+    def device(source: Path) -> Path:
+        return compiled(source, *toolchain.gencode([arch]), *flags, "-c")[0]
+
     if name == "conformance":
-        objects = [compiled(TESTS / "conformance.cu", *code, "-c")[0], on_host("conformance_emulated.cpp")]
+        objects = [device(TESTS / "conformance.cu"), on_host("conformance_emulated.cpp")]
     else:
-        objects = [on_host("test_gpu_forward.cpp", "-DNM_ON_GPU"), compiled(CUDA / "gpu" / "memory.cu", *code, "-c")[0]]
-    return link(f"{name}-{arch}", objects)
+        host = {"forward_on_gpu": "test_gpu_forward.cpp", "backward_on_gpu": "test_gpu_gradients.cpp"}[name]
+        objects = [
+            on_host(host, "-DNM_ON_GPU"),
+            device(CUDA / "gpu" / "memory.cu"),
+            device(CUDA / "gpu" / "backward.cu"),
+        ]
+    return link("-".join([name, arch, *flags]), objects)
 
 
 def here() -> str:
@@ -65,6 +73,11 @@ def test_the_program_compiles_and_the_emulator_rounds_like_cuda() -> None:
     assert done.returncode in (0, NO_GPU), done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("name", ["forward_on_gpu", "backward_on_gpu"])
+def test_the_kernels_tests_link_for_a_gpu(name: str) -> None:
+    assert program(name, "90a", "-DNM_BFLOAT16_ONLY").exists()  # with objects that test_nvcc.py needs as well
+
+
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("seed", range(4))
@@ -74,16 +87,18 @@ def test_hardware_agrees_with_the_emulator(seed: int) -> None:
 
 @pytest.mark.gpu
 @needs_gpu
-def test_forward_and_decode() -> None:
-    run(program("forward_on_gpu", here()))
+@pytest.mark.parametrize("name", ["forward_on_gpu", "backward_on_gpu"])
+def test_kernels(name: str) -> None:
+    run(program(name, here()))
 
 
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("tool", SANITIZERS)
-@pytest.mark.parametrize("name", ["conformance", "forward_on_gpu"])
+@pytest.mark.parametrize("name", ["conformance", "forward_on_gpu", "backward_on_gpu"])
 def test_sanitizer(name: str, tool: str) -> None:
-    sanitizer = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    beside_nvcc = Path(shutil.which(toolchain.find_nvcc()[0]) or "").with_name("compute-sanitizer")
+    sanitizer = shutil.which("compute-sanitizer") or shutil.which(beside_nvcc)
     if sanitizer is None:
-        pytest.skip("compute-sanitizer was not found on the path or in /usr/local/cuda")
+        pytest.skip(f"compute-sanitizer was not found on the path or beside {toolchain.find_nvcc()[0]}")
     run(sanitizer, "--tool", tool, "--error-exitcode", "9", program(name, here()))

@@ -14,16 +14,17 @@ PROJECT = ["setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"]
 
 CPU = """#include "launchers.h"
 #include <string.h>
-static void forward(const nm_problem *p, const nm_forward *o, int64_t begin, int64_t end) {
+static int64_t scratch_bytes(const nm_problem *, nm_pass) { return 0; }
+static void forward(const nm_problem *p, const nm_forward *o, int64_t begin, int64_t end, void *) {
   for (int64_t i = begin; i < end; i++)  // y = 1, float32 only; the state is not written
     for (int64_t t = 0; t < p->T; t++)
       for (int64_t d = 0; d < p->D; d++)
         ((float *)o->y)[((i / p->H * p->T + t) * p->H + i % p->H) * p->D + d] = 1;
 }
-static void backward(const nm_problem *, const nm_backward *, int64_t, int64_t) {}
-static void decode(const nm_problem *, const nm_decode *, int64_t, int64_t) {}
+static void backward(const nm_problem *, const nm_backward *, int64_t, int64_t, void *) {}
+static void decode(const nm_problem *, const nm_decode *, int64_t, int64_t, void *) {}
 extern "C" const nm_cpu_kernels nm_cpu_portable;
-const nm_cpu_kernels nm_cpu_portable = {"portable", forward, backward, decode};
+const nm_cpu_kernels nm_cpu_portable = {"portable", scratch_bytes, forward, backward, decode};
 """
 DISPATCH = """#include "launchers.h"
 #include <string.h>
@@ -58,8 +59,8 @@ def plant(folder: Path) -> Path:
         file = root / "cuda" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    for header in ("launchers.h", "arguments.h", "bindings.cpp"):
-        shutil.copy(ROOT / "cuda" / header, root / "cuda" / header)
+    for file in (ROOT / "cuda").glob("*.*"):  # the border: bindings and headers
+        shutil.copy(file, root / "cuda" / file.name)
     tests = root / "cuda" / "tests"
     tests.mkdir()
     (tests / "test_nothing.cpp").write_text("int main() { return 0; }\n")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from neuralmem.ops import neural_memory
-from neuralmem.ops.neural_memory.native import LIBRARY_ERROR
+from neuralmem.ops.neural_memory.native import CPU_ERROR
 
 B, H, D = 2, 2, 4
 ACTIVATION = {
@@ -23,7 +23,7 @@ ACTIVATION = {
     "identity": lambda z: z,
 }
 
-needs_native = pytest.mark.skipif(bool(LIBRARY_ERROR), reason=f"no native library: {LIBRARY_ERROR}")
+needs_native = pytest.mark.skipif(bool(CPU_ERROR), reason=f"no native library: {CPU_ERROR}")
 NATIVE = pytest.param("native", marks=needs_native)
 each_backend = pytest.mark.parametrize("backend", ["reference", "chunked", NATIVE])
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from neuralmem.ops.neural_memory.native import LIBRARY_ERROR
+from neuralmem.ops.neural_memory.native import CPU_ERROR
 from tests.ops.memory_cases import (
     Call,
     assert_all_close,
@@ -54,7 +54,7 @@ def test_rounded_operands_cost_what_they_cost_chunked(shape: Shape, dtype: torch
 
 
 def instruction_sets() -> list[str]:
-    return [] if LIBRARY_ERROR else json.loads(torch.ops.neuralmem.native_info())["runs"].split(",")
+    return [] if CPU_ERROR else json.loads(torch.ops.neuralmem.native_info())["runs"].split(",")
 
 
 @pytest.mark.parametrize("name", instruction_sets())
@@ -69,7 +69,7 @@ def test_an_instruction_set_that_does_not_exist_is_refused_by_name() -> None:
     process = start("check", NEURALMEM_CPU_ISA="mmx")
     _, wrong = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert "NEURALMEM_CPU_ISA is 'mmx', which cannot run here; available: " in wrong
+    assert "backend is 'native', which cannot run here: NEURALMEM_CPU_ISA is 'mmx'; it must be one of " in wrong
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from neuralmem import probe
 from neuralmem.errors import UserError
+from neuralmem.ops.neural_memory.call import prepare
 from tests.ops.memory_cases import (
     Call,
     assert_all_close,
@@ -41,6 +42,12 @@ def test_the_surprise_has_its_gradient_where_that_is_wanted() -> None:
             call.run(backend=backend)
         (gradient,) = torch.autograd.grad(record.total("surprise"), call.tensors["k"])
         assert gradient.any()
+
+
+def prepared(call: Call) -> Any:
+    """What a backend receives."""
+    options = {"activation": "silu", "residual": True, "norm": None, "write_mask": None, **call.options}
+    return prepare(**call.tensors, **options)
 
 
 class TestChoice:
@@ -94,11 +101,63 @@ class TestChoice:
         monkeypatch.setattr(native, "refuses", lambda call: "")
         monkeypatch.setattr(native, "_missing_on_cuda", lambda call: "heads of 33")
         call: Any = SimpleNamespace(q=SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0)))
+        monkeypatch.setattr(native, "_announced", set())
         with caplog.at_level("INFO", "neuralmem"):
             for recorded, backend in ((True, "auto"), (True, "native"), (False, "native"), (False, "auto")):
                 monkeypatch.setattr(native, "_recorded_for", lambda device, recorded=recorded: recorded)
                 assert native.choose(call, backend) == "chunked"
-        assert caplog.messages == ["neural_memory: chunked instead of native: heads of 33"]
+        assert caplog.messages == ["neural_memory: chunked instead of native: heads of 33"] * 2
+        assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]  # auto; asked for by name
+
+    def test_the_environment_is_asking_by_name(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(native, "refuses", lambda call: "")
+        monkeypatch.setattr(native, "_missing_on_cuda", lambda call: "heads of 33")
+        monkeypatch.setattr(native, "_recorded_for", lambda device: False)
+        monkeypatch.setattr(native, "_announced", set())
+        monkeypatch.setenv("NEURALMEM_BACKEND", "native")
+        call: Any = SimpleNamespace(q=SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0)))
+        assert [native.choose(call, "auto") for _ in range(2)] == ["chunked"] * 2
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+    def test_the_library_is_asked_once_per_kind(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """torch 2.13 leaks with every string that an op returns."""
+        asked: list[tuple[Any, ...]] = []
+        ops = SimpleNamespace(neuralmem=SimpleNamespace(cuda_refuses=lambda *kind: asked.append(kind) or "no"))
+        monkeypatch.setattr(native, "_capability", lambda device: 90)
+        monkeypatch.setattr(native, "torch", SimpleNamespace(**{**vars(torch), "ops": ops}))
+        native._ask_the_library.cache_clear()
+        try:
+            kind = 2, (64, 256, 64), 64, 0, True, True
+            assert [native._cuda_refuses(0, *kind) for _ in range(3)] == ["no"] * 3
+            assert asked == [(*kind, 90)]
+        finally:
+            native._ask_the_library.cache_clear()
+
+    def test_a_call_shorter_than_a_chunk_is_judged_by_its_length(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        at_most_128 = lambda device, dtype, widths, tokens, *rest: "a chunk is too long" if tokens > 128 else ""
+        monkeypatch.setattr(native, "_cuda_refuses", at_most_128)
+        for tokens, chunk_size, runs in ((300, 128, True), (300, 129, False), (100, 256, True), (129, 256, False)):
+            call = make(tokens, chunk_size=chunk_size).map(lambda x: x.detach().bfloat16())
+            assert (not native._missing_on_cuda(prepared(call))) == runs
+
+    @pytest.mark.parametrize("chunk_size", [64, 256])
+    def test_the_compiler_does_not_learn_every_length(self, monkeypatch: pytest.MonkeyPatch, chunk_size: int) -> None:
+        @native._constant
+        def at_most_128(device: Any, dtype: int, widths: Any, tokens: int, *rest: Any) -> str:
+            return "a chunk is too long" if tokens > 128 else ""
+
+        monkeypatch.setattr(native, "_cuda_refuses", at_most_128)
+        look = lambda call: call.tensors["q"] + len(native._missing_on_cuda(prepared(call)))
+        compiled = torch.compile(look, fullgraph=True, backend="aot_eager", dynamic=True)
+        torch._dynamo.utils.counters.clear()
+        with torch.no_grad():
+            for tokens in (70, 85, 100, 127):
+                call = make(tokens, chunk_size=chunk_size).map(Tensor.detach)
+                assert torch.equal(compiled(call), call.tensors["q"])
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+        torch._dynamo.reset()
 
     def test_auto_on_a_gpu_waits_for_a_recorded_conformance_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(native, "refuses", lambda call: "")

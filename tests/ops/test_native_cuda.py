@@ -157,11 +157,18 @@ def test_decode(shape: Shape) -> None:
 def test_sizes_without_a_kernel_fall_back_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
     arguments = stream(Shape(tokens=40, width=24, hidden=(40,)), torch.bfloat16, "cuda")
     native._announced.clear()
-    with caplog.at_level("INFO", "neuralmem"):
-        found = [neural_memory(**arguments, backend="native")[0] for _ in range(3)]
+    found = [neural_memory(**arguments, backend="native")[0] for _ in range(3)]
     assert_same_bits(found[:1], [neural_memory(**arguments, backend="chunked")[0]])
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("neural_memory: chunked instead of native: ")
+    assert caplog.records[0].levelname == "WARNING"
+
+
+def test_a_text_shorter_than_a_chunk_that_no_kernel_has() -> None:
+    arguments = stream(Shape(tokens=100, width=64, hidden=(128,), chunk_size=100), torch.bfloat16, "cuda")
+    longer = {**arguments, "chunk_size": 256}
+    assert is_covered(longer)
+    assert_same_bits(flat(results(longer, "native")), flat(results(arguments, "native")))
 
 
 def test_what_is_on_two_devices_is_refused() -> None:

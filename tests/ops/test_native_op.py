@@ -78,6 +78,25 @@ def test_a_text_of_any_length_compiles_once() -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.soak
+def test_inductor_gives_the_op_what_it_takes() -> None:
+    """Contiguous tensors, whatever the producers make; soak: torch's code generator compiles for 14 to 28 seconds."""
+    call = make(7, mask=True)
+    stored = [call.tensors[name].detach().transpose(1, 2).contiguous().requires_grad_() for name in "qkv"]
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+        tokens = {"q": q.transpose(1, 2), "k": k.transpose(1, 2), "v": 2 * v.transpose(1, 2)}
+        return [2 * x for x in flatten(Call({**call.tensors, **tokens}, call.options).run(backend="native"))]
+
+    found = []
+    for function in (torch.compile(run, fullgraph=True), run):
+        parts = function(*stored)
+        loss = sum(x.square().sum() for x in parts)
+        found.append([*parts, *torch.autograd.grad(loss, [*stored, *call.tensors["weights"]])])
+    assert_all_close(*found)
+    torch._dynamo.reset()
+
+
 def test_the_compiler_takes_what_a_gpu_can_as_a_constant() -> None:
     """Fails if torch no longer knows the mark that `_constant` leaves."""
 

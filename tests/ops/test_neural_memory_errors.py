@@ -93,6 +93,15 @@ def test_a_backend_that_is_asked_for_and_cannot_run_is_refused(monkeypatch: pyte
     make(T).run(backend="chunked")
 
 
+def test_a_processor_that_the_library_was_not_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = importlib.import_module("neuralmem.ops.neural_memory.native")
+    monkeypatch.setattr(native, "LIBRARY_ERROR", "")
+    monkeypatch.setattr(native, "CPU_ERROR", "it was built for others")
+    with pytest.raises(UserError, match=r"^backend is 'native', which cannot run here: it was built for others$"):
+        make(T).run(backend="native")
+    make(T).run()
+
+
 def test_a_backend_that_does_not_exist_is_refused_in_the_environment_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEURALMEM_BACKEND", "cunked")
     with pytest.raises(UserError, match=r"^NEURALMEM_BACKEND is 'cunked'; .* did you mean 'chunked'"):

@@ -16,6 +16,7 @@ from neuralmem.ops.checks import (
     check_shape,
     check_tokens,
     choose_backend,
+    unless_masked,
 )
 from neuralmem.ops.delta_descent.chunked import chunked
 from neuralmem.ops.delta_descent.reference import reference
@@ -75,6 +76,7 @@ def delta_descent(
     """
     _check(q, k, v, theta, alpha, weights, chunk_size, write_mask, initial, reset, checkpoint_every)
     chosen = choose_backend(backend, ("chunked", "reference"), UNAVAILABLE)
+    k, v = unless_masked(k, write_mask), unless_masked(v, write_mask)
     wide = torch.promote_types(q.dtype, torch.float32)
     run = reference if chosen == "reference" else chunked
     with without_autocast(q.device.type):

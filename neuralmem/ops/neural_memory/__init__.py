@@ -52,7 +52,8 @@ def neural_memory(
         W_t = (1 - alpha_t) W_{t-1} + S_t
         y_t = M_{W_t}(q_t)
 
-    State, gates and norm are computed in promote_types(dtype, float32). Differentiable in every tensor.
+    State, gates and norm are computed in promote_types(dtype, float32). Differentiable in every tensor: any number of
+    times by "chunked" and "reference", once by "native".
 
     Args:
         q, k, v: [B, T, H, D], of one dtype; under autocast they are cast to its dtype
@@ -65,13 +66,17 @@ def neural_memory(
         activation: "silu", "gelu" (exact), "gelu_tanh" or "identity"
         residual: M(x) = x + f(x), else f(x)
         norm: None, or (gain, bias) [H, D]: f becomes LN(f) * gain + bias; the inner loop never changes them
-        write_mask: Bool [B, T]; False tokens are read but write nothing, decay nothing, move no momentum
+        write_mask: Bool [B, T]; False tokens are read but write nothing, decay nothing, move no momentum, whatever
+            their k and v hold
         initial: (weights, momentum) that a reset goes back to; its momentum may be None for zero
-        reset: Bool [B, T], True only at multiples of chunk_size: there the state becomes `initial` before the token
+        reset: Bool [B, T], True only at multiples of chunk_size: there the state becomes `initial` before the token.
+            Elsewhere it is an error, or, under torch.compile, which cannot look, ignored
         checkpoint_every: chunks between boundary states that backward keeps; it recomputes what lies between. None:
-            all are kept, by "chunked" with everything between
-        backend: "auto", "reference", "chunked" or "native"; NEURALMEM_BACKEND overrides "auto". "auto" is native where
-            the kernels are built and can run the call. Native is differentiable once
+            the states before all n chunks, by "chunked" with everything between. With sqrt(n) they are 2 sqrt(n)
+            states, the least, for one more pass over the chunks ("native" recomputes the inside of a chunk anyway)
+        backend: "auto", "reference", "chunked" or "native"; NEURALMEM_BACKEND overrides "auto". "auto" is native on a
+            CPU where the kernels are built and can run the call, and on GPUs on which they are known to pass their
+            tests. For second derivatives name "chunked"
 
     Returns:
         y [B, T, H, D] in q's dtype, and weights and momentum after the last token.
@@ -139,7 +144,7 @@ def decode_memory(
         weights, momentum: the state at the chunk's start, as in `neural_memory`
         activation, residual, norm: as in `neural_memory`
         write_mask: Bool [B, n]; False tokens do not count, so rows may have different numbers of tokens
-        backend: as in `neural_memory`
+        backend: as in `neural_memory`, but native too is differentiable any number of times
 
     Returns:
         [B, 1, H, D] in q's dtype.

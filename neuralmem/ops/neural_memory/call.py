@@ -6,7 +6,15 @@ import torch
 
 from neuralmem.errors import UserError, nearest
 from neuralmem.ops.autocast import to_autocast
-from neuralmem.ops.checks import check_count, check_floating, check_mask, check_reset, check_shape, check_tokens
+from neuralmem.ops.checks import (
+    check_count,
+    check_floating,
+    check_mask,
+    check_reset,
+    check_shape,
+    check_tokens,
+    unless_masked,
+)
 from neuralmem.ops.neural_memory.mlp import ACTIVATIONS, MemoryForm
 from neuralmem.typing import Tensor, Tensors
 
@@ -19,7 +27,8 @@ class Call:
     """Arguments as in `neural_memory`, tensors in the state's dtype, but for q, k and v.
 
     Args:
-        q, k, v: [B, T, H, D] in the caller's dtype, or in autocast's; a decode has one query only
+        q, k, v: [B, T, H, D] in the caller's dtype, or in autocast's; a decode has one query only; k and v are 0 at
+            tokens that write nothing
         theta, alpha: [B, T, H]
         eta: [B, T, H], or None without momentum
         weights: L tensors [B, H, D_out, D_in]
@@ -127,8 +136,8 @@ def prepare(
         first_momentum = tuple(map(torch.zeros_like, first_weights))
     return Call(
         q=q,
-        k=k,
-        v=v,
+        k=unless_masked(k, write_mask),
+        v=unless_masked(v, write_mask),
         theta=theta.to(dtype),
         eta=None if eta is None else eta.to(dtype),
         alpha=alpha.to(dtype),

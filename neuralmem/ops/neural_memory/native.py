@@ -5,7 +5,9 @@ per chunk), so there is no graph inside the op and no second derivative. Which c
 "auto" gives them, is decided here; what torch has to know of the ops is in registration.py.
 """
 
+import functools
 import logging
+import os
 from collections.abc import Callable
 from operator import index
 from typing import Any, TypeVar
@@ -14,7 +16,7 @@ import torch
 from torch.autograd import forward_ad
 
 from neuralmem import probe
-from neuralmem.backends import conformance_recorded, cuda_error, library_error
+from neuralmem.backends import conformance_recorded, cpu_error, cuda_error, library_error
 from neuralmem.ops.checks import choose_backend
 from neuralmem.ops.neural_memory.call import Call
 from neuralmem.ops.neural_memory.chunked import chunked
@@ -25,9 +27,9 @@ from neuralmem.typing import Tensor, Tensors
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # in the order of nm_dtype
 LAYERS = 8  # NM_MAX_LAYERS
-LIBRARY_ERROR = library_error()
+LIBRARY_ERROR, CPU_ERROR = library_error(), cpu_error()
 Answer = TypeVar("Answer", bound=Callable[..., Any])
-_announced: set[str] = set()
+_announced: set[tuple[int, str]] = set()
 
 
 def native(call: Call) -> tuple[Tensor, Tensors, Tensors]:
@@ -64,7 +66,7 @@ def choose(call: Call, backend: str) -> str:
     """Which backend runs the call: a name of BACKENDS.
 
     "auto" is native on a CPU, and on a GPU whose conformance run is recorded in the repository. Sizes that the CUDA
-    kernels do not have go to chunked, with one line in the log, even when native was asked for.
+    kernels do not have go to chunked, with one line in the log: a warning when native was asked for by name.
     """
     reason = refuses(call)
     available = ["chunked", "reference"]
@@ -72,7 +74,8 @@ def choose(call: Call, backend: str) -> str:
         available.insert(0 if _preferred(call) else 1, "native")
     chosen = choose_backend(backend, available, {"native": reason})
     if chosen == "native" and call.q.is_cuda and (missing := _missing_on_cuda(call)):
-        _announce(missing)
+        named = backend == "native" or os.environ.get("NEURALMEM_BACKEND") == "native"
+        _announce(missing, logging.WARNING if named else logging.INFO)
         return "chunked"
     return chosen
 
@@ -85,6 +88,8 @@ def refuses(call: Call) -> str:
         return "the kernels know backward only, not torch.func or forward-mode derivatives"
     if call.q.device.type not in ("cpu", "cuda"):
         return f"the kernels are for cpu and cuda, and q is on {call.q.device}"
+    if call.q.device.type == "cpu" and CPU_ERROR:
+        return CPU_ERROR
     if call.q.is_cuda and (error := _cuda_error(call.q.device.index)):
         return error
     if call.q.dtype not in DTYPES:
@@ -107,8 +112,23 @@ def _missing_on_cuda(call: Call) -> str:
     """What the CUDA kernels do not have and this call needs; empty if nothing."""
     form = _form(call)[0], call.eta is not None, call.form.gain is not None
     # index: sizes that torch.compile keeps open become numbers.
-    widths = [index(n) for n in (call.q.shape[3], *(w.shape[2] for w in call.weights))]
-    return _cuda_refuses(call.q.device.index, DTYPES.index(call.q.dtype), widths, index(call.chunk_size), *form)
+    widths = tuple(index(n) for n in (call.q.shape[3], *(w.shape[2] for w in call.weights)))
+
+    def refused(tokens: int) -> str:
+        kind = DTYPES.index(call.q.dtype), widths, _rounded_up(tokens), *form
+        return _cuda_refuses(call.q.device.index, *kind)
+
+    # The kernels' limit is for the longest chunk that there is. Its length is looked at only where that may help.
+    missing, tokens = refused(call.chunk_size), call.k.shape[1]
+    return refused(tokens) if missing and tokens < call.chunk_size else missing
+
+
+def _rounded_up(tokens: int) -> int:
+    """The next power of two, which the kernels' limit is: torch.compile then knows a length only so far."""
+    size = 16
+    while size < tokens:
+        size *= 2
+    return size
 
 
 def _constant(function: Answer) -> Answer:
@@ -119,7 +139,12 @@ def _constant(function: Answer) -> Answer:
 
 @_constant
 def _cuda_refuses(device: int, *kind: Any) -> str:
-    return torch.ops.neuralmem.cuda_refuses(*kind, _capability(device))
+    return _ask_the_library(*kind, _capability(device))
+
+
+@functools.cache  # not on top of the mark, which torch.compile would not see; torch leaks with every string returned
+def _ask_the_library(*kind: Any) -> str:
+    return torch.ops.neuralmem.cuda_refuses(*kind)
 
 
 @_constant
@@ -137,11 +162,11 @@ def _capability(device: int) -> int:
     return 10 * major + minor
 
 
-def _announce(missing: str) -> None:
+def _announce(missing: str, level: int) -> None:
     """Log a fallback the first time it is taken."""
-    if not torch.compiler.is_compiling() and missing not in _announced:
-        _announced.add(missing)
-        logging.getLogger("neuralmem").info("neural_memory: chunked instead of native: %s", missing)
+    if not torch.compiler.is_compiling() and (level, missing) not in _announced:
+        _announced.add((level, missing))
+        logging.getLogger("neuralmem").log(level, "neural_memory: chunked instead of native: %s", missing)
 
 
 def wants_gradient(call: Call) -> bool:
