@@ -14,7 +14,7 @@ were not), after a short run that loads libraries. glibc is told to give freed b
 would be measured; on a GPU it is torch's count of allocated bytes.
 
 Run: python benchmarks/op.py                           everything; results/<machine>/op.json and docs/benchmarks.md
-     python benchmarks/op.py --sections layer op       these; the other sections' results stay as they were
+     python benchmarks/op.py --sections layer op       these; results of other sections and threads stay
      python benchmarks/op.py --quick                   tiny sizes, to see that it runs; writes only what --out names
      python benchmarks/op.py --docs                    only update the docs from the results
 Needs `pip install 'neuralmem[bench]'` for titans-pytorch; without it, or without the native op, the others run.
@@ -65,7 +65,7 @@ FULL: dict[str, Any] = {
     "lengths": (512, 2048, 8192, 32768),
     "held": (2048, 8192, 32768),
     "positions": tuple(1024 * 4**i for i in range(6)),  # 1K to 1M
-    "steps": 40,
+    "steps": 20,
 }
 REFERENCE = 512  # tokens: the reference backend is a Python loop over tokens
 PEER_CHUNKS = 512  # with batch_size=chunk_size titans-pytorch copies all weights so far at every chunk
@@ -256,7 +256,8 @@ def main() -> None:
     path = options.out or place("op")
     if options.out or not options.quick:
         before = json.loads(path.read_text())["rows"] if path.exists() else []
-        kept = [row for row in before if row["section"] not in options.sections]
+        measured = {(row["section"], row["threads"]) for row in rows}
+        kept = [row for row in before if (row["section"], row["threads"]) not in measured]
         print(write("op", [*kept, *rows], path))
     if not options.out and not options.quick:
         update_docs()

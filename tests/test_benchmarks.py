@@ -156,15 +156,15 @@ def test_help() -> None:
 
 
 def test_a_quick_run(tmp_path: Path) -> None:
-    """Every backend that is here, the bare op and decode; what was in the file for other sections stays."""
+    """Every backend that is here, the bare op and decode; what was in the file for other sections and threads stays."""
     out = tmp_path / "op.json"
-    kept = {"section": "layer", "contender": "native", "commit": "old"}
-    out.write_text(json.dumps({"rows": [kept, {"section": "op", "commit": "old"}]}))
+    kept = [{"section": section, "threads": n, "commit": "old"} for section, n in (("layer", 1), ("op", 2))]
+    out.write_text(json.dumps({"rows": [*kept, {"section": "op", "threads": 1, "commit": "old"}]}))
     done = run("--quick", "--sections", "op", "decode", "--threads", "1", "--out", str(out))
     assert done.returncode == 0, done.stderr
     rows = json.loads(out.read_text())["rows"]
-    assert kept in rows
-    assert all(row["commit"] != "old" for row in rows if row["section"] == "op")
+    assert [row for row in rows if row["commit"] == "old"] == kept
+    rows = rows[len(kept) :]
     found = {(row["section"], row["contender"], row.get("mode")) for row in rows}
     assert {("op", "chunked", "forward"), ("op", "reference", "forward+backward"), ("op", "sgemm", "forward")} <= found
     assert {row["position"] for row in rows if row["section"] == "decode"} == {32, 64}
