@@ -2,7 +2,7 @@
 
 NEURALMEM_BACKEND and OMP_NUM_THREADS choose what is timed. Prints one line of JSON: the median seconds from the end of
 one step to the end of the next, of CPU and clock.
-Run: NEURALMEM_BACKEND=chunked python benchmarks/training_step.py --stage first --steps 40 --run /tmp/run
+Run: NEURALMEM_BACKEND=chunked python benchmarks/training_step.py --stage first --steps 40 --run runs/step
 """
 
 import argparse

@@ -49,22 +49,18 @@ void* current_stream(int32_t device) {
   return stream;
 }
 
-// What a launch needs beside the problem. The workspace belongs to the caching allocator, which knows the stream.
-struct CudaCall {
-  torch::stable::accelerator::DeviceGuard guard;
-  Tensor workspace;
-  void* stream;
-
-  CudaCall(const Problem& p, int64_t (*workspace_bytes)(const nm_problem*))
-      : guard(p.q().get_device_index()), workspace(p.q()), stream(current_stream(p.q().get_device_index())) {
-    const char* reason = nm_cuda_reason(&p.c, nm_cuda_capability(p.q().get_device_index()));
-    STD_TORCH_CHECK(!reason, "the CUDA kernels cannot run this call: ", reason);
-    workspace = torch::stable::new_empty(p.q(), {workspace_bytes(&p.c)}, ScalarType::Byte);
-  }
-
-  static void finish(int error) { STD_TORCH_CHECK(error == 0, "CUDA: ", nm_cuda_error(error)); }
-};
-
+// One launch on the current stream. The workspace belongs to the caching allocator, which knows the stream.
+template <class Outputs>
+void run_on_cuda(const Problem& p, const Outputs& outputs, int64_t (*workspace_bytes)(const nm_problem*),
+                 int (*launch)(const nm_problem*, const Outputs*, void*, void*)) {
+  const int32_t device = p.q().get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const char* reason = nm_cuda_reason(&p.c, nm_cuda_capability(device));
+  STD_TORCH_CHECK(!reason, "the CUDA kernels cannot run this call: ", reason);
+  const Tensor workspace = torch::stable::new_empty(p.q(), {workspace_bytes(&p.c)}, ScalarType::Byte);
+  const int error = launch(&p.c, &outputs, workspace.mutable_data_ptr(), current_stream(device));
+  STD_TORCH_CHECK(error == 0, "CUDA: ", nm_cuda_error(error));
+}
 #endif
 
 // Memory that calls use again; never destroyed, since tensors may be freed while the process ends.
@@ -94,30 +90,21 @@ void run_on_cpu(const Problem& p, const Outputs& outputs, nm_pass pass,
 
 void run(const Problem& p, const nm_forward& outputs) {
 #ifdef NM_WITH_CUDA
-  if (p.q().is_cuda()) {
-    CudaCall call(p, nm_cuda_forward_workspace);
-    return call.finish(nm_cuda_forward(&p.c, &outputs, call.workspace.mutable_data_ptr(), call.stream));
-  }
+  if (p.q().is_cuda()) return run_on_cuda(p, outputs, nm_cuda_forward_workspace, nm_cuda_forward);
 #endif
   run_on_cpu(p, outputs, NM_FORWARD, cpu_kernels().forward);
 }
 
 void run(const Problem& p, const nm_backward& outputs) {
 #ifdef NM_WITH_CUDA
-  if (p.q().is_cuda()) {
-    CudaCall call(p, nm_cuda_backward_workspace);
-    return call.finish(nm_cuda_backward(&p.c, &outputs, call.workspace.mutable_data_ptr(), call.stream));
-  }
+  if (p.q().is_cuda()) return run_on_cuda(p, outputs, nm_cuda_backward_workspace, nm_cuda_backward);
 #endif
   run_on_cpu(p, outputs, NM_BACKWARD, cpu_kernels().backward);
 }
 
 void run(const Problem& p, const nm_decode& outputs) {
 #ifdef NM_WITH_CUDA
-  if (p.q().is_cuda()) {
-    CudaCall call(p, nm_cuda_forward_workspace);
-    return call.finish(nm_cuda_decode(&p.c, &outputs, call.workspace.mutable_data_ptr(), call.stream));
-  }
+  if (p.q().is_cuda()) return run_on_cuda(p, outputs, nm_cuda_forward_workspace, nm_cuda_decode);
 #endif
   run_on_cpu(p, outputs, NM_DECODE, cpu_kernels().decode);
 }

@@ -1,7 +1,7 @@
 // blocks.h - memory for scratch and boundary states on the CPU, kept for the next call when it is freed.
 //
 // A training step asks for the same large blocks again and again, and a system hands them out as fresh pages that it
-// first has to clear: an eighth of the time of forward and backward. Of what is freed, up to kMostKept bytes stay here.
+// first has to clear: a tenth of the time of forward and backward. Of what is freed, up to kMostKept bytes stay here.
 #pragma once
 
 #include <stdint.h>
