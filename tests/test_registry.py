@@ -8,7 +8,7 @@ import neuralmem.memory
 from neuralmem import registry
 from neuralmem.errors import UserError
 from neuralmem.layers._layer import Layer
-from neuralmem.memory._rule import MemoryRule
+from neuralmem.memory._memory import Memory
 
 
 def test_names_are_the_files_without_the_shared_parts() -> None:
@@ -18,7 +18,7 @@ def test_names_are_the_files_without_the_shared_parts() -> None:
 
 
 def test_every_name_finds_one_class() -> None:
-    for kind, base in (("rule", MemoryRule), ("layer", Layer)):
+    for kind, base in (("rule", Memory), ("layer", Layer)):
         for name in registry.names(kind):
             assert issubclass(registry.find(kind, name, base, "field"), base)
 
@@ -38,7 +38,7 @@ def test_every_name_finds_one_class() -> None:
 )
 def test_other_names_are_refused(name: str, message: str) -> None:
     with pytest.raises(UserError) as error:
-        registry.find("rule", name, MemoryRule, "memory.rule")
+        registry.find("rule", name, Memory, "memory.rule")
     known = ", ".join(registry.names("rule"))
     assert str(error.value).startswith(message.replace("delta, titans", known))
 
@@ -53,14 +53,14 @@ def plant(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str) -
 def test_a_dependency_that_is_missing_keeps_its_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(tmp_path, monkeypatch, "needs_more", "import a_package_that_does_not_exist")
     with pytest.raises(ModuleNotFoundError, match="a_package_that_does_not_exist"):
-        registry.find("rule", "needs_more", MemoryRule, "memory.rule")
+        registry.find("rule", "needs_more", Memory, "memory.rule")
 
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_a_file_must_define_exactly_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    text = "from neuralmem.memory._rule import MemoryRule\n" + "".join(
-        f"class Rule{i}(MemoryRule):\n    pass\n" for i in range(count)
+    text = "from neuralmem.memory._memory import Memory\n" + "".join(
+        f"class Rule{i}(Memory):\n    pass\n" for i in range(count)
     )
     plant(tmp_path, monkeypatch, f"defines_{count}", text)
-    with pytest.raises(TypeError, match=rf"must define exactly one MemoryRule, it defines {count}"):
-        registry.find("rule", f"defines_{count}", MemoryRule, "memory.rule")
+    with pytest.raises(TypeError, match=rf"must define exactly one Memory, it defines {count}"):
+        registry.find("rule", f"defines_{count}", Memory, "memory.rule")

@@ -8,7 +8,7 @@ from torch import nn
 
 from neuralmem import registry
 from neuralmem.config import ModelConfig
-from neuralmem.memory._rule import MemoryRule, MemoryState
+from neuralmem.memory._memory import Memory, MemoryState
 from neuralmem.modules.attention import Attention, AttentionState
 from neuralmem.modules.feed_forward import FeedForward
 from neuralmem.modules.norm import RMSNorm
@@ -53,9 +53,9 @@ class Layer(Stream):
         return x + self.feed_forward(self.feed_forward_norm(x)), state
 
 
-def build_memory(config: ModelConfig) -> MemoryRule:
+def build_memory(config: ModelConfig) -> Memory:
     """The memory that the config names."""
-    return registry.find("rule", config.memory.rule, MemoryRule, "memory.rule")(config.width, config.memory)
+    return registry.find("rule", config.memory.rule, Memory, "memory.rule")(config.width, config.memory)
 
 
 def build_attention(config: ModelConfig) -> Attention:

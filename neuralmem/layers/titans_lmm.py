@@ -2,7 +2,7 @@
 
 from neuralmem.config import ModelConfig
 from neuralmem.layers._layer import Layer, build_memory
-from neuralmem.memory._rule import MemoryState
+from neuralmem.memory._memory import MemoryState
 from neuralmem.modules.stream import Rows
 from neuralmem.typing import MemoryMode, Tensor
 

@@ -14,7 +14,7 @@ from torch import nn
 from neuralmem.config import ModelConfig
 from neuralmem.errors import UserError
 from neuralmem.layers._layer import Gate, Layer, build_memory
-from neuralmem.memory._rule import MemoryState
+from neuralmem.memory._memory import MemoryState
 from neuralmem.modules.attention import PersistentTokens, split_heads
 from neuralmem.modules.grid import Grid, lay_out
 from neuralmem.modules.init import start_small

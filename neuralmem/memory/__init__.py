@@ -1,1 +1,1 @@
-"""What learns while it reads: one file per memory rule, each a `MemoryRule`."""
+"""What learns while it reads: one file per memory rule, each a `Memory`."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from neuralmem import probe
 from neuralmem.config import ModelConfig
 from neuralmem.data.batch import NO_LOSS, Batch, exact_answers
-from neuralmem.memory._rule import MemoryRule
+from neuralmem.memory._memory import Memory
 from neuralmem.models.causal_lm import CausalLM
 from neuralmem.state import State
 from neuralmem.training.loss import token_loss
@@ -108,7 +108,7 @@ def _with_first_weights(loss: Tensor, model: CausalLM) -> Tensor:
     Where no document starts in a batch, carried memory replaces them, and DDP wants a gradient of every parameter.
     Empty slices rather than 0 * weights, which is NaN once a weight is not finite.
     """
-    memories = [module for module in model.modules() if isinstance(module, MemoryRule)]
+    memories = [module for module in model.modules() if isinstance(module, Memory)]
     return sum((weight[:0].sum() for memory in memories for weight in memory.initial()[0]), start=loss)
 
 
@@ -120,8 +120,8 @@ def _counts(logits: Tensor, chosen: Tensor, batch: Batch) -> dict[str, Tensor]:
     """How many tokens were read, and answers asked and exact. logits: [n, V] at the n places chosen, Bool [B, T]."""
     counts = {"tokens": torch.tensor(chosen.numel(), device=chosen.device) if batch.mask is None else batch.mask.sum()}
     if batch.answers is not None:
-        predicted = torch.full_like(batch.targets, NO_LOSS)
-        predicted[chosen] = logits.detach().argmax(-1)
+        predicted, asked = torch.full_like(batch.targets, NO_LOSS), batch.answers & chosen
+        predicted[asked] = logits.detach()[asked[chosen]].argmax(-1)
         exact = exact_answers(batch, predicted)
         counts |= {"exact": exact.sum(), "asked": exact.new_tensor(len(exact), dtype=torch.long)}
     return counts

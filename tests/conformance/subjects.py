@@ -18,7 +18,7 @@ from torch import Tensor
 from neuralmem import registry
 from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
 from neuralmem.layers._layer import Layer
-from neuralmem.memory._rule import MemoryRule
+from neuralmem.memory._memory import Memory
 from neuralmem.models.causal_lm import CausalLM
 from neuralmem.modules.stream import Stream
 from neuralmem.state import State
@@ -72,7 +72,7 @@ class Subject:
 
 
 def _rule(config: ModelConfig) -> Stream:
-    return registry.find("rule", config.memory.rule, MemoryRule, "memory.rule")(config.width, config.memory)
+    return registry.find("rule", config.memory.rule, Memory, "memory.rule")(config.width, config.memory)
 
 
 def _layer(config: ModelConfig) -> Stream:
@@ -81,7 +81,7 @@ def _layer(config: ModelConfig) -> Stream:
 
 def _has_rule(name: str) -> bool:
     module = _layer(replace(TINY, pattern=[name]))
-    return any(isinstance(part, MemoryRule) for part in module.modules())
+    return any(isinstance(part, Memory) for part in module.modules())
 
 
 def with_rule(config: ModelConfig, rule: str) -> ModelConfig:

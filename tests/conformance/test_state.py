@@ -1,5 +1,6 @@
 """Law 6: the state's size is a formula of the config. Law 8: states are values, saved and loaded to the bit."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from neuralmem.layers.titans_mac import TitansMAC
+from neuralmem.memory._memory import Memory
 from neuralmem.memory._rule import MemoryRule
 from neuralmem.models.causal_lm import CausalLM
 from neuralmem.modules.attention import Attention
@@ -28,13 +30,15 @@ def documented_bytes(module: Stream, wide: int, narrow: int) -> int:
     """Bytes per sample, as docs/numerics.md states them. wide: bytes of a fast weight; narrow: of an activation."""
     total = 0
     for part in module.modules():
-        if isinstance(part, MemoryRule):
-            config, inner = part.config, part.heads * part.head_width
+        if isinstance(part, Memory):
             weights, momentum = part.initial()
-            gates = len(part.gates(torch.zeros(1, 1, part.query.in_features, dtype=part.query.weight.dtype)))
             total += wide * sum(x.numel() for x in (*weights, *momentum))
-            total += wide * (config.chunk_size - 1) * (2 * inner + gates * part.heads) + INTEGER
-            total += narrow * 3 * (config.convolution - 1) * inner
+            total += wide * (part.config.chunk_size - 1) * sum(map(math.prod, part.written_shapes)) + INTEGER
+            convolved = sum(convolution.weight.shape[1] for convolution in part.convolutions)
+            total += narrow * (part.config.convolution - 1) * convolved
+            if isinstance(part, MemoryRule):
+                assert part.written_shapes[:2] == [(part.heads, part.head_width)] * 2
+                assert convolved in (0, 3 * part.heads * part.head_width)
         if isinstance(part, Attention):
             total += narrow * 2 * (part.config.window - 1) * part.key.out_features + INTEGER
         if isinstance(part, TitansMAC):

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from neuralmem import registry
 from neuralmem.config import MemoryConfig
 from neuralmem.errors import UserError
-from neuralmem.memory._rule import MemoryRule
+from neuralmem.memory._memory import Memory
 from neuralmem.memory.delta import Delta
 from neuralmem.memory.titans import Titans
 from neuralmem.modules.stream import Rows
@@ -16,9 +16,9 @@ from neuralmem.ops import neural_memory
 RULES = pytest.mark.parametrize("rule", registry.names("rule"))
 
 
-def build(rule: str, **settings: object) -> MemoryRule:
+def build(rule: str, **settings: object) -> Memory:
     config = MemoryConfig(rule=rule, **{"heads": 2, "chunk_size": 4, **settings})
-    return registry.find("rule", rule, MemoryRule, "memory.rule")(8, config).double()
+    return registry.find("rule", rule, Memory, "memory.rule")(8, config).double()
 
 
 def draw(tokens: int, batch: int = 2) -> torch.Tensor:
@@ -28,7 +28,7 @@ def draw(tokens: int, batch: int = 2) -> torch.Tensor:
 @RULES
 def test_queries_and_keys_have_unit_length_and_values_do_not(rule: str) -> None:
     module = build(rule)
-    q, (k, v, *_), _ = module._project(draw(9), module.init_state(2).convolution, Rows())
+    q, (k, v, *_), _ = module.project(draw(9), module.init_state(2).convolution, Rows())
     torch.testing.assert_close(q.norm(dim=-1), torch.ones(2, 9, 2, dtype=torch.float64))
     assert not k[:, 0].any(), "the first token follows nothing, and a key is what the token before asks with"
     torch.testing.assert_close(k[:, 1:].norm(dim=-1), torch.ones(2, 8, 2, dtype=torch.float64))
@@ -38,11 +38,11 @@ def test_queries_and_keys_have_unit_length_and_values_do_not(rule: str) -> None:
 @RULES
 def test_a_key_starts_as_the_query_of_the_token_before(rule: str) -> None:
     module, x = build(rule), draw(9)
-    q, (k, v, *_), _ = module._project(x, module.init_state(2).convolution, Rows())
+    q, (k, v, *_), _ = module.project(x, module.init_state(2).convolution, Rows())
     torch.testing.assert_close(k[:, 1:], q[:, :-1])
     torch.testing.assert_close(v, F.silu(module.value(x)).unflatten(-1, (2, 4)))
     module = build(rule, induction=False)
-    q, (k, *_), _ = module._project(x, module.init_state(2).convolution, Rows())
+    q, (k, *_), _ = module.project(x, module.init_state(2).convolution, Rows())
     assert not torch.allclose(k[:, 1:], q[:, :-1])
 
 
@@ -123,15 +123,15 @@ def test_a_token_that_is_only_read_asks_the_device_once(
 
 def test_reading_an_unfinished_chunk_is_the_last_row_of_an_update() -> None:
     module, x = build("titans"), draw(3)
-    q, written, _ = module._project(x, module.init_state(2).convolution, Rows())
+    q, written, _ = module.project(x, module.init_state(2).convolution, Rows())
     mask = torch.tensor([[True, True, True], [True, False, False]])
     arguments = q[:, -1:], written, module.fast(2), mask
     torch.testing.assert_close(
-        module.read_unfinished(*arguments), MemoryRule.read_unfinished(module, *arguments), atol=1e-12, rtol=0
+        module.read_unfinished(*arguments), Memory.read_unfinished(module, *arguments), atol=1e-12, rtol=0
     )
 
 
-def count(patch: pytest.MonkeyPatch, module: MemoryRule, method: str) -> list[str]:
+def count(patch: pytest.MonkeyPatch, module: Memory, method: str) -> list[str]:
     """A list that grows with every call of a method."""
     calls, run = [], getattr(module, method)
     patch.setattr(module, method, lambda *a: calls.append(method) or run(*a))
@@ -151,7 +151,7 @@ def test_without_convolution_retrieving_is_reading_at_the_weights_read_so_far(ru
 
 def test_a_whole_text_is_one_call_of_the_op() -> None:
     module, x = build("titans"), draw(11)
-    q, (k, v, theta, alpha, eta), _ = module._project(x, module.init_state(2).convolution, Rows())
+    q, (k, v, theta, alpha, eta), _ = module.project(x, module.init_state(2).convolution, Rows())
     weights, momentum = module.fast(2)
     norm = (module.norm_gain, module.norm_bias)
     y, *_ = neural_memory(q, k, v, theta, eta, alpha, weights, momentum, chunk_size=4, norm=norm)
