@@ -28,6 +28,8 @@ class Titans(MemoryRule):
     theta = theta_max sigmoid(.) (1 - eta) / chunk_size, eta = sigmoid(.), alpha = sigmoid(.), per token and head.
     """
 
+    forgets = True  # a rule without alpha derives from this one
+
     def __init__(self, width: int, config: MemoryConfig) -> None:
         super().__init__(width, config)
         self.theta_max = config.theta_max
@@ -41,8 +43,9 @@ class Titans(MemoryRule):
         hidden = max(1, round(config.expansion * D))
         widths = [D, *[hidden] * (config.depth - 1), D]
         self.weights = nn.ParameterList(torch.randn(H, out, into) / into**0.5 for into, out in pairwise(widths))
-        biases = [config.theta_bias, config.alpha_bias] + ([config.eta_bias] if config.momentum else [])
-        self.gate_map = GateMap(width, H, biases)
+        biases = {"theta": config.theta_bias, "alpha": config.alpha_bias, "eta": config.eta_bias}
+        self.gate_names = ["theta"] + ["alpha"] * self.forgets + ["eta"] * config.momentum
+        self.gate_map = GateMap(width, H, [biases[name] for name in self.gate_names])
         self.norm_gain = nn.Parameter(torch.ones(H, D)) if config.norm else None
         self.norm_bias = nn.Parameter(torch.zeros(H, D)) if config.norm else None
 
@@ -56,33 +59,24 @@ class Titans(MemoryRule):
         return weights, tuple(map(torch.zeros_like, weights)) if self.config.momentum else ()
 
     def gates(self, x: Tensor) -> Tensors:
-        theta, alpha, *eta = self.gate_map(x)
-        probe.observe("write", theta)
-        theta = self.theta_max / self.config.chunk_size * theta
-        if eta:
-            theta = theta * (1 - eta[0])
-        for name, gate in zip(("theta", "alpha", "eta"), (theta, alpha, *eta), strict=False):
+        gates = dict(zip(self.gate_names, self.gate_map(x), strict=True))
+        probe.observe("write", gates["theta"])
+        gates["theta"] = self.theta_max / self.config.chunk_size * gates["theta"]
+        if "eta" in gates:
+            gates["theta"] = gates["theta"] * (1 - gates["eta"])
+        for name, gate in gates.items():
             probe.observe(name, gate)
-        return theta, alpha, *eta
+        return tuple(gates.values())
 
     def update(
         self, q: Tensor, written: Tensors, fast: Fast, write_mask: Tensor | None, reset: Tensor | None
     ) -> tuple[Tensor, Fast]:
-        k, v, theta, alpha, *eta = written
-        weights, momentum = fast
         initial = None
         if reset is not None:
             first, start = self.fast(len(q))
             initial = first, start or None
         y, weights, surprise = neural_memory(
-            q,
-            k.to(q.dtype),
-            v.to(q.dtype),
-            theta,
-            eta[0] if eta else None,
-            alpha,
-            weights,
-            momentum or None,
+            *self._arguments(q, written, fast),
             chunk_size=self.config.chunk_size,
             write_mask=write_mask,
             initial=initial,
@@ -94,21 +88,16 @@ class Titans(MemoryRule):
         return y, (weights, surprise or ())
 
     def read_unfinished(self, q: Tensor, written: Tensors, fast: Fast, write_mask: Tensor) -> Tensor:
-        k, v, theta, alpha, *eta = written
-        weights, momentum = fast
-        return decode_memory(
-            q,
-            k.to(q.dtype),
-            v.to(q.dtype),
-            theta,
-            eta[0] if eta else None,
-            alpha,
-            weights,
-            momentum or None,
-            write_mask=write_mask,
-            backend=self.config.backend,
-            **self._form,
-        )
+        arguments = self._arguments(q, written, fast)
+        return decode_memory(*arguments, write_mask=write_mask, backend=self.config.backend, **self._form)
 
     def evaluate(self, q: Tensor, weights: Tensors) -> Tensor:
         return evaluate_memory(q, weights, **self._form)
+
+    def _arguments(self, q: Tensor, written: Tensors, fast: Fast) -> tuple[Any, ...]:
+        """q, k, v, theta, eta, alpha, weights, momentum, as the op takes them."""
+        k, v, *rest = written
+        gates = dict(zip(self.gate_names, rest, strict=True))
+        alpha = gates.get("alpha", torch.zeros_like(gates["theta"]))
+        weights, momentum = fast
+        return q, k.to(q.dtype), v.to(q.dtype), gates["theta"], gates.get("eta"), alpha, weights, momentum or None

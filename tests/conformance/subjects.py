@@ -1,7 +1,9 @@
 """Everything that has to keep the laws of docs/architecture.md: every rule, every layer with every rule, every model.
 
 Special: nothing is listed by hand. A file in memory/, layers/ or models/ is a subject from the moment it exists
-(test_discovery.py), at settings that put chunk, segment and window boundaries inside a text of twenty tokens.
+(test_discovery.py), at settings that put chunk, segment and window boundaries inside a text of twenty tokens. Rules,
+layers with the two THOROUGH rules, and models are under all tests; a layer with any other rule, of which there are as
+many as the product, is a PAIR, under the one test of test_pairs.py.
 """
 
 import importlib
@@ -80,8 +82,10 @@ def _layer(config: ModelConfig) -> Stream:
 
 
 def _has_rule(name: str) -> bool:
-    module = _layer(replace(TINY, pattern=[name]))
-    return any(isinstance(part, Memory) for part in module.modules())
+    """Whether the layer takes the rule that the config names."""
+    config = replace(TINY, pattern=[name])
+    first, other = ({type(part) for part in _layer(with_rule(config, rule)).modules()} for rule in THOROUGH)
+    return first != other
 
 
 def with_rule(config: ModelConfig, rule: str) -> ModelConfig:
@@ -104,15 +108,24 @@ def model_classes() -> list[type[Stream]]:
     ]
 
 
+THOROUGH = ("delta", "titans")  # a matrix without momentum, and an MLP with it
+
+
+def _with_rules(layer: str, rules: Sequence[str]) -> Iterator[Subject]:
+    for rule in rules:
+        yield Subject(f"{layer}+{rule}", "layer", _layer, with_rule(replace(TINY, pattern=[layer]), rule))
+
+
 def discover() -> Iterator[Subject]:
     """All subjects at tiny settings."""
     rules, layers = registry.names("rule"), registry.names("layer")
     for rule in rules:
         yield Subject(rule, "rule", _rule, with_rule(TINY, rule))
     for layer in layers:
-        for rule in rules if _has_rule(layer) else rules[:1]:
-            name = f"{layer}+{rule}" if _has_rule(layer) else layer
-            yield Subject(name, "layer", _layer, with_rule(replace(TINY, pattern=[layer]), rule))
+        if _has_rule(layer):
+            yield from _with_rules(layer, THOROUGH)
+        else:
+            yield Subject(layer, "layer", _layer, replace(TINY, pattern=[layer]))
     for cls in model_classes():
         for layer in layers:
             config = with_rule(replace(TINY, pattern=[layer]), "titans")
@@ -121,7 +134,16 @@ def discover() -> Iterator[Subject]:
         yield Subject(f"{cls.__name__}(all layers)", "model", cls, mixed)
 
 
+def pairs() -> Iterator[Subject]:
+    """Every layer that takes any rule, with every rule that is not THOROUGH."""
+    rules = [rule for rule in registry.names("rule") if rule not in THOROUGH]
+    for layer in registry.names("layer"):
+        if _has_rule(layer):
+            yield from _with_rules(layer, rules)
+
+
 SUBJECTS = list(discover())
+PAIRS = list(pairs())
 MODELS = [s for s in SUBJECTS if s.kind == "model"]
 
 

@@ -27,8 +27,10 @@ def test_every_file_of_the_folders_is_a_subject() -> None:
 
 def test_a_layer_with_memory_is_tested_with_every_rule() -> None:
     for layer in ("titans_lmm", "titans_mac", "titans_mag", "titans_mal"):
-        tested = {s.name.split("+")[1] for s in subjects.SUBJECTS if s.name.startswith(f"{layer}+")}
-        assert tested == files("memory")
+        for tested in (subjects.SUBJECTS, subjects.PAIRS):
+            assert any(s.name.startswith(f"{layer}+") for s in tested)
+        every = [*subjects.SUBJECTS, *subjects.PAIRS]
+        assert {s.name.split("+")[1] for s in every if s.name.startswith(f"{layer}+")} == files("memory")
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,7 @@ def test_a_planted_file_is_a_subject_at_once(
     (tmp_path / folder / "brand_new.py").write_text((PACKAGE / folder / f"{source}.py").read_text())
     monkeypatch.setattr(registry, "ROOT", tmp_path)
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / folder)])
-    found = {s.name: s for s in subjects.discover()}
+    found = {s.name: s for s in (*subjects.discover(), *subjects.pairs())}
     new = [s for name, s in found.items() if "brand_new" in name]
     assert {s.kind for s in new} >= ({"rule", "layer"} if folder == "memory" else {"layer", "model"})
     for subject in new:
