@@ -9,11 +9,12 @@ with torch.no_grad():
 
 from neuralmem import ops
 from neuralmem.backends import backends
-from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
+from neuralmem.config import AttentionConfig, ContinuumConfig, EndToEndConfig, MemoryConfig, ModelConfig
 from neuralmem.errors import UserError
 from neuralmem.generation.generate import generate, generate_stream
-from neuralmem.models.causal_lm import CausalLM
+from neuralmem.models.causal_lm import CausalLM, build_model
 from neuralmem.models.checkpoint import load, save
+from neuralmem.models.convert import with_continuum_memory
 from neuralmem.state import State
 from neuralmem.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer, train_bpe
 
@@ -23,12 +24,15 @@ __all__ = [
     "AttentionConfig",
     "ByteTokenizer",
     "CausalLM",
+    "ContinuumConfig",
+    "EndToEndConfig",
     "MemoryConfig",
     "ModelConfig",
     "State",
     "Tokenizer",
     "UserError",
     "backends",
+    "build_model",
     "generate",
     "generate_stream",
     "load",
@@ -36,4 +40,5 @@ __all__ = [
     "ops",
     "save",
     "train_bpe",
+    "with_continuum_memory",
 ]

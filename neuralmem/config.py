@@ -4,13 +4,13 @@ Special here: one definition serves all three doors, every field says its meanin
 when the config is built, with the field's full name and what is allowed.
 """
 
-import math
-import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any, Literal
 
-from neuralmem.errors import UserError, nearest
+from neuralmem.errors import UserError
+from neuralmem.fields import build, check
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "identity"]
 OpBackend = Literal["auto", "reference", "chunked", "native"]
@@ -38,9 +38,93 @@ class AttentionConfig:
     backend: AttentionBackend = "auto"
 
     def __post_init__(self) -> None:
-        _check("attention", self, positive=("heads", "window", "segment", "rotary_base"))
+        check("attention", self, positive=("heads", "window", "segment", "rotary_base"))
         if self.persistent_tokens < 0:
             raise UserError(f"attention.persistent_tokens is {self.persistent_tokens}; it must not be negative")
+
+
+@dataclass(frozen=True)
+class ContinuumConfig:
+    """A continuum memory system: levels that learn at periods of their own (rule `continuum`, layers `hope*`).
+
+    Args:
+        periods: tokens between two updates of a level, fastest first, each a multiple of the first, and last those that
+            never update: null. None for all is memory.chunk_size and four times that
+        learn: per level, whether it learns while reading; None is all. A level that does not is as one of period null
+        variant: "sequential": h <- h + level(h), each level with first weights of its own; "nested": the same with one
+            shape, where a level starts anew from the next slower one whenever that has updated; "independent": levels
+            side by side, summed with learned weights
+        loss: what a level lowers while it reads. "reconstruction": its own error of values by keys; "next_token" is the
+            model ttt_e2e
+        theta_max: theta = theta_max * sigmoid(.) / period per token; 0 is a memory that never changes. Instead of
+            memory.theta_max; theta_bias and alpha_bias apply
+        clip: an error counts at most this much, root mean square over features
+    """
+
+    periods: list[int | None] | None = None
+    learn: list[bool] | None = None
+    variant: Literal["sequential", "nested", "independent"] = "sequential"
+    loss: Literal["reconstruction", "next_token"] = "reconstruction"
+    theta_max: float = 4.0
+    clip: float = 3.0
+
+    def __post_init__(self) -> None:
+        where = "memory.continuum"
+        check(where, self, positive=("clip",))
+        if self.loss == "next_token":
+            raise UserError(f"{where}.loss is 'next_token'; for that loss use `model: ttt_e2e` with end_to_end.periods")
+        if self.theta_max < 0:
+            raise UserError(f"{where}.theta_max is {self.theta_max!r}; it must not be negative")
+        if self.periods is not None:
+            object.__setattr__(self, "periods", list(self.periods))
+            self._check_periods(f"{where}.periods is {self.periods}", self.periods)
+        levels = len(self.periods) if self.periods is not None else 2
+        if self.learn is not None and len(self.learn) != levels:
+            raise UserError(f"{where}.learn is {self.learn}; it must have {levels} values, one per level")
+
+    @staticmethod
+    def _check_periods(given: str, periods: list[int | None]) -> None:
+        counts = [period for period in periods if period is not None]
+        if not periods or periods[: len(counts)] != counts or any(a >= b for a, b in pairwise(counts)):
+            raise UserError(f"{given}; it must be positive numbers of tokens, fastest first, then null")
+        if any(period <= 0 or period % counts[0] for period in counts):
+            raise UserError(f"{given}; every period must be a positive multiple of the first")
+
+    def learning_periods(self, chunk_size: int) -> list[int | None]:
+        """The period of every level, None where it does not learn.
+
+        Args:
+            chunk_size: the memory's, from which the periods come if none are given
+        """
+        periods = self.periods if self.periods is not None else [chunk_size, 4 * chunk_size]
+        learn = self.learn if self.learn is not None else [True] * len(periods)
+        return [period if learns else None for period, learns in zip(periods, learn, strict=True)]
+
+
+@dataclass(frozen=True)
+class TNTConfig:
+    """Chunks of the rule `tnt`, in tokens; other rules ignore it.
+
+    Args:
+        local_chunks: one local memory per entry; each divides the largest, which is the memory's chunk instead of
+            memory.chunk_size. None is half of memory.chunk_size and all of it
+        global_chunk: between two updates of the global memory, a multiple of the largest local chunk; None is twice it
+        shard: between two starts of the local memories, a multiple of the largest local chunk; None is four times that
+    """
+
+    local_chunks: list[int] | None = None
+    global_chunk: int | None = None
+    shard: int | None = None
+
+    def __post_init__(self) -> None:
+        check("memory.tnt", self, positive=("global_chunk", "shard"))
+        if self.local_chunks is not None:
+            object.__setattr__(self, "local_chunks", list(self.local_chunks))
+            chunks = self.local_chunks
+            if not chunks or min(chunks) < 1 or any(max(chunks) % chunk for chunk in chunks):
+                raise UserError(
+                    f"memory.tnt.local_chunks is {chunks}; it must be positive numbers that divide the largest"
+                )
 
 
 @dataclass(frozen=True)
@@ -54,7 +138,11 @@ class MemoryConfig:
         depth: weight matrices of the memory MLP (L_M in Titans); rule "delta" has one
         expansion: hidden width of the memory MLP, in head widths
         chunk_size: tokens that share one gradient anchor; part of the function that is computed, not a speed dial
+        omega_window: tokens that a step of rule "omega" or "atlas" is taken for, at most chunk_size; None is 4 at most
         momentum: carry past surprise (eta); without it eta is zero
+        muon: orthogonalise what a chunk of rule "lact" writes (Newton-Schulz); theta then only weighs its tokens. In
+            rule "atlas", every step; theta then alone says how long it is
+        polynomial: powers of keys and queries that the memory of rule "atlas" sees, from 1 to this
         norm: LayerNorm on the memory MLP's output; without it theta is bounded by 0.5 (1 - eta) / chunk_size
         residual: M(x) = x + f(x) rather than f(x)
         activation: between the weight matrices
@@ -67,6 +155,8 @@ class MemoryConfig:
         eta_bias: initial bias of the surprise decay's gate, before the sigmoid
         alpha_bias: initial bias of the forget gate, before the sigmoid
         checkpoint_every: chunks between kept boundary states in training; None keeps every chunk's intermediates
+        continuum: levels of the rule `continuum` and of the layers `hope` and `hope_attention`; others ignore it
+        tnt: chunks of the rule `tnt`; others ignore it
         backend: implementation of the update; "auto" takes the fastest that the machine has
     """
 
@@ -76,7 +166,10 @@ class MemoryConfig:
     depth: int = 2
     expansion: float = 2.0
     chunk_size: int = 32
+    omega_window: int | None = None
     momentum: bool = True
+    muon: bool = True
+    polynomial: int = 2
     norm: bool = True
     residual: bool = True
     activation: Activation = "silu"
@@ -88,6 +181,8 @@ class MemoryConfig:
     eta_bias: float = -1.0
     alpha_bias: float = -6.0
     checkpoint_every: int | None = None
+    continuum: ContinuumConfig = field(default_factory=ContinuumConfig)
+    tnt: TNTConfig = field(default_factory=TNTConfig)
     backend: OpBackend = "auto"
 
     def __post_init__(self) -> None:
@@ -97,11 +192,56 @@ class MemoryConfig:
             "depth",
             "expansion",
             "chunk_size",
+            "omega_window",
+            "polynomial",
             "convolution",
             "theta_max",
             "checkpoint_every",
         )
-        _check("memory", self, positive=counts)
+        check("memory", self, positive=counts)
+
+
+@dataclass(frozen=True)
+class EndToEndConfig:
+    """What the model `ttt_e2e` learns while it reads, from the loss of the next token; other models ignore it.
+
+    Args:
+        mini_batch: tokens between two updates, at most attention.window
+        periods: one prime MLP per entry in each of the last quarter of the layers, updated every so many tokens: the
+            mini-batch first, then multiples of it, slower and slower, and null for one that never updates. None is one
+            MLP with the mini-batch as its period
+        theta: inner learning rate; 0 is the frozen model
+        clip: a level's gradient, of one sequence and all layers together, has at most this norm
+        checkpoint: recompute every mini-batch in backward instead of keeping what it computed
+    """
+
+    mini_batch: int = 16
+    periods: list[int | None] | None = None
+    theta: float = 1.0
+    clip: float = 1.0
+    checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        where = "end_to_end"
+        check(where, self, positive=("mini_batch", "clip"))
+        if self.theta < 0:
+            raise UserError(f"{where}.theta is {self.theta!r}; it must not be negative")
+        if self.periods is None:
+            return
+        object.__setattr__(self, "periods", list(self.periods))
+        counts = [period for period in self.periods if period is not None]
+        rising = all(a < b for a, b in pairwise(counts)) and self.periods[: len(counts)] == counts
+        if counts[:1] != [self.mini_batch] or not rising or any(period % self.mini_batch for period in counts):
+            raise UserError(
+                f"{where}.periods is {self.periods}; it must begin with mini_batch = {self.mini_batch}, then have "
+                "multiples of it, slower and slower, then null"
+            )
+
+    @property
+    def intervals(self) -> list[int | None]:
+        """Mini-batches between two updates of each level; None where it never updates."""
+        periods = self.periods if self.periods is not None else [self.mini_batch]
+        return [None if period is None else period // self.mini_batch for period in periods]
 
 
 @dataclass(frozen=True)
@@ -118,6 +258,8 @@ class ModelConfig:
         feed_forward: hidden width of the SwiGLU feed-forward, in model widths
         tie_embeddings: share the embedding matrix with the output head
         norm_eps: added to the mean square in every RMSNorm
+        model: a file of `neuralmem/models/`: "causal_lm", or "ttt_e2e"
+        end_to_end: what `ttt_e2e` learns while it reads
 
     Example:
         >>> config = ModelConfig(vocab_size=257, width=64, depth=2, pattern=["titans_mac"])
@@ -134,9 +276,11 @@ class ModelConfig:
     feed_forward: float = 8 / 3
     tie_embeddings: bool = False
     norm_eps: float = 1e-6
+    model: str = "causal_lm"
+    end_to_end: EndToEndConfig = field(default_factory=EndToEndConfig)
 
     def __post_init__(self) -> None:
-        _check("model", self, positive=("vocab_size", "width", "depth", "feed_forward", "norm_eps"))
+        check("model", self, positive=("vocab_size", "width", "depth", "feed_forward", "norm_eps"))
         if not self.pattern:
             raise UserError("model.pattern is []; it must name at least one layer")
         object.__setattr__(self, "pattern", list(self.pattern))
@@ -152,66 +296,9 @@ class ModelConfig:
         Raises:
             UserError: an unknown key or a value of the wrong type, with the nearest valid key.
         """
-        nested = {"attention": AttentionConfig, "memory": MemoryConfig}
-        options = dict(values)
-        for name, part in nested.items():
-            if isinstance(options.get(name), Mapping):
-                options[name] = _build(part, options[name], f"model.{name}")
-        return _build(cls, options, "model")
+        return build(cls, values, "model")
 
     @property
     def layer_names(self) -> list[str]:
         """The layer of every depth, the pattern repeated."""
         return [self.pattern[i % len(self.pattern)] for i in range(self.depth)]
-
-
-def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
-    known = {f.name: f for f in fields(cls)}
-    for name in values:
-        if name not in known:
-            raise UserError(f"{where} has no field {name!r}{nearest(name, known)}")
-    try:
-        return cls(**values)
-    except TypeError as error:
-        missing = [n for n in known if n not in values and f"'{n}'" in str(error)]
-        raise UserError(f"{where}.{missing[0]} is missing" if missing else f"{where}: {error}") from None
-
-
-def _check(where: str, config: Any, positive: tuple[str, ...]) -> None:
-    """Refuse a value of the wrong type, and one that must be positive and is not."""
-    for name, kind in get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if not _is(value, kind):
-            allowed = get_args(kind) if get_origin(kind) is Literal else ()
-            raise UserError(f"{where}.{name} is {value!r}; it must be {_describe(kind)}{nearest(value, allowed)}")
-        if name in positive and value is not None and not value > 0:
-            raise UserError(f"{where}.{name} is {value!r}; it must be positive")
-
-
-def _is(value: Any, kind: Any) -> bool:
-    origin = get_origin(kind)
-    if origin is Literal:
-        return value in get_args(kind)
-    if origin in (Union, types.UnionType):
-        return any(_is(value, part) for part in get_args(kind))
-    if origin is list:
-        return isinstance(value, (list, tuple)) and all(_is(x, get_args(kind)[0]) for x in value)
-    if kind in (int, float) and isinstance(value, bool):
-        return False
-    if kind is float:
-        return isinstance(value, (int, float)) and math.isfinite(value)
-    return isinstance(value, kind)
-
-
-def _describe(kind: Any) -> str:
-    origin = get_origin(kind)
-    if origin is Literal:
-        return f"one of {', '.join(get_args(kind))}"
-    if origin in (Union, types.UnionType):
-        return " or ".join(_describe(part) for part in get_args(kind))
-    if origin is list:
-        return "a list of names"
-    if is_dataclass(kind):
-        return f"a {getattr(kind, '__name__', kind)}"
-    names = {int: "an integer", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
-    return names.get(kind, str(kind))

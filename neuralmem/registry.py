@@ -1,7 +1,7 @@
 """The file name is the registry: `rule: titans` is memory/titans.py, `pattern: [titans_mac]` layers/titans_mac.py.
 
 Special: there is no list to maintain, and a name from a config or a downloaded checkpoint can reach these folders only.
-Files that begin with an underscore are shared parts, not choices.
+Files that begin with an underscore are shared parts, not choices; so are those of OTHERS.
 """
 
 import importlib
@@ -10,7 +10,8 @@ from pathlib import Path
 
 from neuralmem.errors import UserError, nearest
 
-FOLDERS = {"rule": "memory", "layer": "layers"}
+FOLDERS = {"rule": "memory", "layer": "layers", "model": "models"}
+OTHERS = {"model": {"checkpoint", "convert"}}
 ROOT = Path(__file__).parent
 
 
@@ -18,20 +19,21 @@ def names(kind: str) -> list[str]:
     """The names that can be chosen.
 
     Args:
-        kind: "rule" or "layer"
+        kind: "rule", "layer" or "model"
 
     Example:
         >>> "titans" in names("rule")
         True
     """
-    return sorted(file.stem for file in (ROOT / FOLDERS[kind]).glob("*.py") if not file.stem.startswith("_"))
+    files = {file.stem for file in (ROOT / FOLDERS[kind]).glob("*.py") if not file.stem.startswith("_")}
+    return sorted(files - OTHERS.get(kind, set()))
 
 
 def find(kind: str, name: str, base: type, field: str) -> type:
     """The one class derived from `base` that the file called `name` defines.
 
     Args:
-        kind: "rule" or "layer"
+        kind: "rule", "layer" or "model"
         name: a file name without .py
         base: what the class must be derived from
         field: the config field that the name came from, for the error message

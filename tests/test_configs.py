@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from neuralmem import registry
 from neuralmem.config import ModelConfig
 from neuralmem.models.causal_lm import CausalLM
 from neuralmem.training.command_line import CommandLine, quiet_lightning
@@ -38,7 +39,8 @@ def build(path: Path, vocab_size: int = LLAMA_2) -> CausalLM:
     fields = parse(path).config.as_dict()["model"]
     fields.pop("optimizer", None)
     with torch.device("meta"):
-        return CausalLM(ModelConfig.from_dict({**fields, "vocab_size": vocab_size}))
+        config = ModelConfig.from_dict({**fields, "vocab_size": vocab_size})
+        return registry.find("model", config.model, CausalLM, "model.model")(config)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -53,16 +55,26 @@ def test_its_size_is_that_of_its_name(path: Path) -> None:
     assert abs(parameters / wanted - 1) < SLACK, f"{parameters / 1e6:.0f}M"
 
 
+def recipe(path: Path) -> tuple[float, float, int]:
+    """Learning rate, tokens and tokens per row that the papers have for a config's family and size (papers.md 21)."""
+    family, size = path.parent.name, path.stem.split("_")[-1]
+    if family == "ttt_e2e":
+        return {"125m": (3e-3, 2.5e9, 8192), "350m": (1.5e-3, 7e9, 8192), "760m": (1.25e-3, 15e9, 8192)}[size]
+    own = {"titans": 4e-4, "transformer": 4e-4, "lact": 1e-3, "tnt": 1e-3}
+    rate = own.get(family) or {"170m": 3e-3, "340m": 1.5e-3, "760m": 1.25e-3}[size]
+    return rate, 30e9 if size == "760m" else 15e9, 4096
+
+
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
 def test_its_recipe_is_the_papers(path: Path) -> None:
     config = parse(path).config
+    rate, tokens, length = recipe(path)
     assert config.tokens_per_step == 2**19
-    assert config.data.init_args.sequence_length == 4096
+    assert config.data.init_args.sequence_length == length
     assert config.optimizer.weight_decay == 0.1
-    assert config.optimizer.lr == 4e-4
-    tokens = 30e9 if "760m" in path.stem else 15e9
+    assert config.optimizer.lr == rate
     assert config.trainer.max_steps * config.tokens_per_step == pytest.approx(tokens, rel=1e-3)
-    assert config.tokens_per_step % (config.data.init_args.batch_size * 4096) == 0
+    assert config.tokens_per_step % (config.data.init_args.batch_size * length) == 0
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -75,11 +87,18 @@ def test_documents_start_where_the_memory_does(path: Path) -> None:
 
 
 def test_the_family_is_complete() -> None:
-    sizes = ("170m", "340m", "400m", "760m")
-    names = {f"{kind}_{size}" for kind in ("mac", "mag", "mal", "lmm", "transformer") for size in sizes}
-    assert names == {path.stem for path in PAPER}
+    """Every layer, rule and model has a small config, and one of each size that its papers have."""
+    own = ("transformer_400m", *(f"{kind}_400m" for kind in ("mac", "mag", "mal", "lmm")))
+    sizes = ("170m", "340m", "760m")
+    kinds = ["transformer", "mac", "mag", "mal", "lmm", "hope"]
+    kinds += [rule for rule in registry.names("rule") if rule not in ("titans", "delta", "continuum")]
+    wanted = {f"{kind}_{size}" for kind in kinds for size in sizes} | set(own)
+    wanted |= {"hope_attention_170m", "hope_attention_760m", "ttt_e2e_125m", "ttt_e2e_350m", "ttt_e2e_760m"}
+    assert {path.stem for path in PAPER} == wanted
     tiny = {path.stem for path in (ROOT / "configs" / "tiny").glob("*.yaml")}
-    assert {"mac", "mag", "mal", "lmm", "transformer"} <= tiny
+    short = {name.removeprefix("titans_") for name in registry.names("layer")}
+    rules = {"lmm_delta" if rule == "delta" else rule for rule in registry.names("rule") if rule != "titans"}
+    assert short | rules | {"ttt_e2e"} <= tiny
     assert {"quickstart", "quickstart_baseline"} <= {path.stem for path in CONFIGS}
 
 

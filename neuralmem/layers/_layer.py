@@ -35,8 +35,12 @@ class Layer(Stream):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.norm = RMSNorm(config.width, config.norm_eps)
+        self.build_feed_forward(config)
+
+    def build_feed_forward(self, config: ModelConfig) -> None:
+        """The feed-forward and its norm; a layer with something else in this place overrides it, and `advance`."""
         self.feed_forward_norm = RMSNorm(config.width, config.norm_eps)
-        self.feed_forward = FeedForward(config.width, max(1, round(config.width * config.feed_forward)))
+        self.feed_forward = FeedForward(config.width, hidden_width(config))
 
     @abstractmethod
     def mix(self, x: Tensor, state: Any, rows: Rows, memory: MemoryMode) -> tuple[Tensor, Any]:
@@ -51,6 +55,11 @@ class Layer(Stream):
         mixed, state = self.mix(x, state, rows, memory)
         x = x + mixed
         return x + self.feed_forward(self.feed_forward_norm(x)), state
+
+
+def hidden_width(config: ModelConfig) -> int:
+    """Of the feed-forward."""
+    return max(1, round(config.width * config.feed_forward))
 
 
 def build_memory(config: ModelConfig) -> Memory:

@@ -28,7 +28,8 @@ class Titans(MemoryRule):
     theta = theta_max sigmoid(.) (1 - eta) / chunk_size, eta = sigmoid(.), alpha = sigmoid(.), per token and head.
     """
 
-    forgets = True  # a rule without alpha derives from this one
+    forgets = True  # rules that derive from this one may have no alpha, and gates of their own after these
+    more_gates: tuple[float, ...] = ()  # their biases
 
     def __init__(self, width: int, config: MemoryConfig) -> None:
         super().__init__(width, config)
@@ -45,7 +46,7 @@ class Titans(MemoryRule):
         self.weights = nn.ParameterList(torch.randn(H, out, into) / into**0.5 for into, out in pairwise(widths))
         biases = {"theta": config.theta_bias, "alpha": config.alpha_bias, "eta": config.eta_bias}
         self.gate_names = ["theta"] + ["alpha"] * self.forgets + ["eta"] * config.momentum
-        self.gate_map = GateMap(width, H, [biases[name] for name in self.gate_names])
+        self.gate_map = GateMap(width, H, [*(biases[name] for name in self.gate_names), *self.more_gates])
         self.norm_gain = nn.Parameter(torch.ones(H, D)) if config.norm else None
         self.norm_bias = nn.Parameter(torch.zeros(H, D)) if config.norm else None
 
@@ -59,14 +60,15 @@ class Titans(MemoryRule):
         return weights, tuple(map(torch.zeros_like, weights)) if self.config.momentum else ()
 
     def gates(self, x: Tensor) -> Tensors:
-        gates = dict(zip(self.gate_names, self.gate_map(x), strict=True))
+        every = self.gate_map(x)
+        gates = dict(zip(self.gate_names, every, strict=False))
         probe.observe("write", gates["theta"])
         gates["theta"] = self.theta_max / self.config.chunk_size * gates["theta"]
         if "eta" in gates:
             gates["theta"] = gates["theta"] * (1 - gates["eta"])
         for name, gate in gates.items():
             probe.observe(name, gate)
-        return tuple(gates.values())
+        return *gates.values(), *every[len(gates) :]
 
     def update(
         self, q: Tensor, written: Tensors, fast: Fast, write_mask: Tensor | None, reset: Tensor | None
@@ -82,22 +84,24 @@ class Titans(MemoryRule):
             initial=initial,
             reset=reset,
             checkpoint_every=self.config.checkpoint_every,
-            backend=self.config.backend,
-            **self._form,
+            **self._options(written),
         )
         return y, (weights, surprise or ())
 
     def read_unfinished(self, q: Tensor, written: Tensors, fast: Fast, write_mask: Tensor) -> Tensor:
-        arguments = self._arguments(q, written, fast)
-        return decode_memory(*arguments, write_mask=write_mask, backend=self.config.backend, **self._form)
+        return decode_memory(*self._arguments(q, written, fast), write_mask=write_mask, **self._options(written))
 
     def evaluate(self, q: Tensor, weights: Tensors) -> Tensor:
         return evaluate_memory(q, weights, **self._form)
 
+    def _options(self, written: Tensors) -> dict[str, Any]:
+        """What kind of update it is, besides the tensors."""
+        return {"backend": self.config.backend, **self._form}
+
     def _arguments(self, q: Tensor, written: Tensors, fast: Fast) -> tuple[Any, ...]:
         """q, k, v, theta, eta, alpha, weights, momentum, as the op takes them."""
         k, v, *rest = written
-        gates = dict(zip(self.gate_names, rest, strict=True))
+        gates = dict(zip(self.gate_names, rest, strict=False))
         alpha = gates.get("alpha", torch.zeros_like(gates["theta"]))
         weights, momentum = fast
         return q, k.to(q.dtype), v.to(q.dtype), gates["theta"], gates.get("eta"), alpha, weights, momentum or None

@@ -8,8 +8,9 @@ import hashlib
 import json
 import sys
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -68,11 +69,20 @@ class CausalLM(Stream):
         (torch.Size([2, 40, 257]), tensor([40, 40]))
     """
 
+    name = "causal_lm"
+    """What the config calls this kind of model."""
+    patterns: ClassVar[Sequence[str] | None] = None
+    """The layers that it takes; None is all of them."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        if config.model != self.name:
+            raise UserError(
+                f"model.model is {config.model!r}; {type(self).__name__} is of {self.name!r}: use build_model"
+            )
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        layers = (registry.find("layer", name, Layer, "model.pattern")(config) for name in config.layer_names)
+        layers = (self._layer_class(name)(self.layer_config(i)) for i, name in enumerate(config.layer_names))
         self.layers: list[Layer] = nn.ModuleList(layers)  # type: ignore[assignment]
         self._identity: tuple[int | None, str] | None = None
         self.norm = RMSNorm(config.width, config.norm_eps)
@@ -80,6 +90,16 @@ class CausalLM(Stream):
         if config.tie_embeddings:
             nn.init.normal_(self.embedding.weight, std=config.width**-0.5)
             self.head.weight = self.embedding.weight
+
+    def _layer_class(self, name: str) -> type[Layer]:
+        if self.patterns is not None and name not in self.patterns:
+            allowed = ", ".join(self.patterns)
+            raise UserError(f"model.pattern is {name!r}; for model {self.name!r} it must be one of {allowed}")
+        return registry.find("layer", name, Layer, "model.pattern")
+
+    def layer_config(self, index: int) -> ModelConfig:
+        """What the layer at a depth, 0 the first, is built from."""
+        return self.config
 
     @property
     def has_memory(self) -> bool:  # type: ignore[override]
@@ -135,13 +155,23 @@ class CausalLM(Stream):
         self, tokens: Tensor, state: ModelState | None, rows: Rows, memory: MemoryMode
     ) -> tuple[Tensor, ModelState]:
         """Tokens to the residual stream after the last layer."""
-        x, states = self.embedding(tokens), []
-        for i, layer in enumerate(self.layers):
-            x, new = layer(x, state and state.layers[i], memory=memory, rows=rows)
+        x, layers = self.pass_layers(self.embedding(tokens), state, len(self.layers), rows, memory)
+        return x, ModelState(self.position(tokens, state, rows), layers, weakref.ref(self), self.edition)
+
+    def pass_layers(
+        self, x: Tensor, state: ModelState | None, count: int, rows: Rows, memory: MemoryMode
+    ) -> tuple[Tensor, tuple[State, ...]]:
+        """Through the first `count` layers, [B, T, width] -> the same, and their new states."""
+        states = []
+        for i in range(count):
+            x, new = self.layers[i](x, state and state.layers[i], memory=memory, rows=rows)
             states.append(new)
-        before = state.position if state is not None else torch.zeros(len(tokens), dtype=torch.long, device=x.device)
-        position = rows.carried(before, tokens.shape[1], sys.maxsize)
-        return x, ModelState(position, tuple(states), weakref.ref(self), self.edition)
+        return x, tuple(states)
+
+    def position(self, tokens: Tensor, state: ModelState | None, rows: Rows) -> Tensor:
+        """Int [B], how many tokens each row's document has had after this call."""
+        fresh = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
+        return rows.carried(fresh if state is None else state.position, tokens.shape[1], sys.maxsize)
 
     @property
     def edition(self) -> int | None:
@@ -190,3 +220,16 @@ class CausalLM(Stream):
         check_layout("state is of another model", dict(state.items()), self.init_state(len(state.position)))
         if model is not None and model.identity() != self.identity():
             raise UserError("state is of another model: its layers have these sizes, but other weights")
+
+
+def build_model(config: ModelConfig) -> CausalLM:
+    """The kind of model that `config.model` names.
+
+    Raises:
+        UserError: there is none of that name, or the config does not fit it.
+
+    Example:
+        >>> type(build_model(ModelConfig(vocab_size=5, width=8, depth=1, pattern=["transformer"]))).__name__
+        'CausalLM'
+    """
+    return registry.find("model", config.model, CausalLM, "model.model")(config)

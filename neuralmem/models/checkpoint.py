@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from neuralmem.config import ModelConfig
 from neuralmem.errors import UserError
-from neuralmem.models.causal_lm import CausalLM
+from neuralmem.models.causal_lm import CausalLM, build_model
 from neuralmem.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = "neuralmem-checkpoint-1"
@@ -87,7 +87,7 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> tuple[Cau
     _refuse_device(device)
     config = _read_config(folder / "config.json")
     with _Uninitialised():
-        model = CausalLM(config)
+        model = build_model(config)
     try:
         weights = load_file(folder / "model.safetensors", device=str(device))
     except SafetensorError as error:

@@ -23,7 +23,7 @@ from neuralmem.training.logs import RunLogs
 from neuralmem.training.mastery import Mastery
 from neuralmem.training.meter import Meter
 from neuralmem.training.module import LanguageModel
-from neuralmem.training.optimizer import OptimizerConfig
+from neuralmem.training.optim import OptimizerConfig
 from neuralmem.training.plot import LossPlot
 from neuralmem.training.progress import Progress
 from neuralmem.training.ranks import RankState

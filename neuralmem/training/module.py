@@ -16,10 +16,11 @@ from neuralmem import probe
 from neuralmem.config import ModelConfig
 from neuralmem.data.batch import NO_LOSS, Batch, exact_answers
 from neuralmem.memory._memory import Memory
-from neuralmem.models.causal_lm import CausalLM
+from neuralmem.models._prime import PrimeFeedForward
+from neuralmem.models.causal_lm import CausalLM, build_model
 from neuralmem.state import State
 from neuralmem.training.loss import token_loss
-from neuralmem.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from neuralmem.training.optim import OptimizerConfig, learning_rate, make_optimizer
 from neuralmem.training.ranks import gather, own
 
 
@@ -38,7 +39,7 @@ class LanguageModel(L.LightningModule):
 
     def __init__(self, optimizer: OptimizerConfig = OptimizerConfig(), **model: Any) -> None:
         super().__init__()
-        self.model = CausalLM(ModelConfig(**model))
+        self.model = build_model(ModelConfig(**model))
         self.optimizer_config = optimizer
         self.carried: State | None = None
 
@@ -73,7 +74,7 @@ class LanguageModel(L.LightningModule):
             self.log("val_answers", counts["exact"] / counts["asked"].clamp(min=1), batch_size=rows, **options)
 
     def configure_optimizers(self) -> Any:
-        """AdamW, and the schedule over the steps or the time that the trainer was given."""
+        """The optimizer, and the schedule over the steps or the time that the trainer was given."""
         # A fused step unscales float16 gradients on its own, so that Lightning cannot clip them before.
         optimizer = make_optimizer(self.model, self.optimizer_config, fused=self.trainer.precision != "16-mixed")
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate(self.optimizer_config, self.progress))
@@ -109,7 +110,10 @@ def _with_first_weights(loss: Tensor, model: CausalLM) -> Tensor:
     Empty slices rather than 0 * weights, which is NaN once a weight is not finite.
     """
     memories = [module for module in model.modules() if isinstance(module, Memory)]
-    return sum((weight[:0].sum() for memory in memories for weight in memory.initial()[0]), start=loss)
+    primes = [module for module in model.modules() if isinstance(module, PrimeFeedForward)]
+    weights = [weight for memory in memories for weight in memory.initial()[0]]
+    weights += [weight for prime in primes for weight in prime.initial()]
+    return sum((weight[:0].sum() for weight in weights), start=loss)
 
 
 def _loss(logits: Tensor, chosen: Tensor, batch: Batch) -> Tensor:

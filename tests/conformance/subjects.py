@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from neuralmem import registry
-from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
+from neuralmem.config import AttentionConfig, EndToEndConfig, MemoryConfig, ModelConfig
 from neuralmem.layers._layer import Layer
 from neuralmem.memory._memory import Memory
 from neuralmem.models.causal_lm import CausalLM
@@ -33,6 +33,7 @@ TINY = ModelConfig(
     attention=AttentionConfig(heads=2, window=5, persistent_tokens=2, segment=6),
     # Chunks do not divide segments, the memory writes and forgets visibly.
     memory=MemoryConfig(heads=2, expansion=1.5, chunk_size=4, theta_bias=2.0, alpha_bias=-3.0),
+    end_to_end=EndToEndConfig(mini_batch=4),
 )
 T = 19  # tokens of a text: three segments and four chunks begun
 
@@ -92,7 +93,7 @@ def with_rule(config: ModelConfig, rule: str) -> ModelConfig:
     return replace(config, memory=replace(config.memory, rule=rule))
 
 
-def model_classes() -> list[type[Stream]]:
+def model_classes() -> list[type[CausalLM]]:
     """Every network that a file of neuralmem/models/ defines."""
     folder = Path(registry.ROOT) / "models"
     modules = [
@@ -104,7 +105,7 @@ def model_classes() -> list[type[Stream]]:
         x
         for module in modules
         for _, x in inspect.getmembers(module, inspect.isclass)
-        if issubclass(x, Stream) and x.__module__ == module.__name__
+        if issubclass(x, CausalLM) and x.__module__ == module.__name__
     ]
 
 
@@ -127,11 +128,13 @@ def discover() -> Iterator[Subject]:
         else:
             yield Subject(layer, "layer", _layer, replace(TINY, pattern=[layer]))
     for cls in model_classes():
-        for layer in layers:
-            config = with_rule(replace(TINY, pattern=[layer]), "titans")
+        taken = [layer for layer in layers if cls.patterns is None or layer in cls.patterns]
+        for layer in taken:
+            config = with_rule(replace(TINY, pattern=[layer], model=cls.name), "titans")
             yield Subject(f"{cls.__name__}({layer})", "model", cls, config)
-        mixed = with_rule(replace(TINY, pattern=layers, depth=len(layers)), "delta")
-        yield Subject(f"{cls.__name__}(all layers)", "model", cls, mixed)
+        mixed = with_rule(replace(TINY, pattern=taken, depth=len(taken), model=cls.name), "delta")
+        if len(taken) > 1:
+            yield Subject(f"{cls.__name__}(all layers)", "model", cls, mixed)
 
 
 def pairs() -> Iterator[Subject]:
@@ -184,14 +187,31 @@ def variants() -> list[Subject]:
         change("chunk longer than segment", attention={"segment": 3}, memory={"chunk_size": 8}),
         change("chunk equal to segment", attention={"segment": 4}),
         change("no momentum, no gate", memory={"momentum": False, "output_gate": False}),
-        change("no norm, no residual", memory={"norm": False, "residual": False, "theta_max": 0.5}),
+        change(
+            "no norm, no residual",
+            memory={"norm": False, "residual": False, "theta_max": 0.5},
+            pattern=[layer for layer in layers if layer != "hope"],  # whose memory needs the norm, and says so
+        ),
         change("linear memory", memory={"depth": 1, "activation": "identity"}),
         change("three layers, wide heads", memory={"depth": 3, "activation": "gelu", "head_width": 6, "heads": 3}),
         change("long convolution, tied", memory={"convolution": 7, "induction": False}, tie_embeddings=True),
         change("reference backend", memory={"backend": "reference"}),
         change("chunked backend", memory={"backend": "chunked"}),  # where native is built, auto is that
         change("recomputed in backward", memory={"checkpoint_every": 2}),
+        *_end_to_end(),
     ]
+
+
+def _end_to_end() -> Iterator[Subject]:
+    cls = next(cls for cls in model_classes() if cls.name == "ttt_e2e")
+    config = replace(TINY, model="ttt_e2e", depth=8)
+    for name, options in (
+        ("mini-batches of one token", {"mini_batch": 1}),
+        ("mini-batches as long as the window", {"mini_batch": 5}),
+        ("levels", {"mini_batch": 2, "periods": [2, 6, None]}),
+        ("mini-batches recomputed in backward", {"mini_batch": 3, "checkpoint": True}),
+    ):
+        yield Subject(name, "model", cls, replace(config, end_to_end=EndToEndConfig(**options)))
 
 
 def assert_close(a: Tensor, b: Tensor, atol: float = 1e-10) -> None:

@@ -11,6 +11,7 @@ from neuralmem.layers.titans_mac import TitansMAC
 from neuralmem.memory._memory import Memory
 from neuralmem.memory._rule import MemoryRule
 from neuralmem.models.causal_lm import CausalLM
+from neuralmem.models.ttt_e2e import EndToEnd
 from neuralmem.modules.attention import Attention
 from neuralmem.modules.stream import Stream
 from neuralmem.state import State
@@ -46,7 +47,19 @@ def documented_bytes(module: Stream, wide: int, narrow: int) -> int:
             total += narrow * 4 * (part.size - 1) * part.key.out_features + INTEGER
         if isinstance(part, CausalLM):
             total += INTEGER
+        if isinstance(part, EndToEnd):
+            total += _end_to_end_bytes(part, wide, narrow)
     return total
+
+
+def _end_to_end_bytes(model: EndToEnd, wide: int, narrow: int) -> int:
+    """Prime weights, gradients of levels that wait, two counters, and an unfinished mini-batch: its tokens, what they
+    are to the layers that learn, and those layers' windows at its start."""
+    size, config, layers = model.config.width, model.config.end_to_end, model.config.depth - model.prefix
+    matrices = 3 * size * model.prime[0][0].down.in_features * layers
+    copies = sum(2 if interval not in (None, 1) else 1 for interval in config.intervals)
+    window = narrow * 2 * (model.config.attention.window - 1) * size + INTEGER
+    return wide * matrices * copies + 2 * INTEGER + config.mini_batch * (INTEGER + narrow * size) + layers * window
 
 
 @each()

@@ -29,7 +29,7 @@ def draw(tokens: int, batch: int = 2) -> Tensor:
     return torch.randn(batch, tokens, 8, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", registry.names("layer"))
+@pytest.mark.parametrize("name", [n for n in registry.names("layer") if not n.startswith("hope")])  # test_hope.py
 def test_a_mixer_and_a_feed_forward_each_add_to_the_residual_stream(name: str) -> None:
     layer, x = build(name), draw(9)
     y, _ = layer(x)
@@ -93,12 +93,12 @@ def test_persistent_tokens_are_parameters_of_attention_and_of_no_state(name: str
     layer = build(name, attention=replace(CONFIG.attention, persistent_tokens=count))
     found = [p for path, p in layer.named_parameters() if "persistent" in path]
     assert all(p.shape[0] == count for p in found)
-    assert bool(found) == (count > 0 and name != "titans_lmm")
+    assert bool(found) == (count > 0 and name not in ("titans_lmm", "hope"))
     size = layer.init_state(1).nbytes
     assert size == build(name).init_state(1).nbytes
 
 
-@pytest.mark.parametrize("name", [n for n in registry.names("layer") if n != "titans_lmm"])
+@pytest.mark.parametrize("name", [n for n in registry.names("layer") if n not in ("titans_lmm", "hope")])
 def test_heads_that_do_not_fit_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"^attention.heads is 3; it must divide width 8"):
         build(name, attention=replace(CONFIG.attention, heads=3))

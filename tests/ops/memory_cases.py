@@ -4,7 +4,7 @@ The loop knows nothing of the package: plain torch, gradients by autograd, one s
 """
 
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from neuralmem.ops import neural_memory
+from neuralmem.ops import AttentionalBias, History, Huber, Lp, neural_memory, omega_memory
 from neuralmem.ops.neural_memory.native import CPU_ERROR
 
 B, H, D = 2, 2, 4
@@ -30,20 +30,19 @@ each_backend = pytest.mark.parametrize("backend", ["reference", "chunked", NATIV
 
 @dataclass
 class Call:
-    """Arguments of neural_memory, in the order of its signature, and its options."""
+    """Arguments of neural_memory, or of omega_memory if omega is one, in the signature's order, and options."""
 
     tensors: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
 
-    def run(self, **options: Any) -> tuple[Tensor, Any, Any]:
-        return neural_memory(**self.tensors, **{**self.options, **options})
+    def run(self, **options: Any) -> tuple[Any, ...]:
+        op = omega_memory if "omega" in self.tensors else neural_memory
+        return op(**self.tensors, **{**self.options, **options})
 
     def leaves(self) -> list[Tensor]:
         """Every tensor that a gradient may be asked for."""
-        values = [*self.tensors.values(), self.options.get("norm"), *(self.options.get("initial") or ())]
         flat: list[Tensor] = []
-        for value in values:
-            flat += [value] if isinstance(value, Tensor) else list(value or ())
+        self.map(lambda x: flat.append(x) or x)
         return flat
 
     def map(self, change: Any) -> "Call":
@@ -52,6 +51,10 @@ class Call:
         def apply(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return change(value) if value.is_floating_point() else value
+            if isinstance(value, AttentionalBias):
+                return value.map(change)
+            if isinstance(value, History):
+                return History(*map(apply, value))
             return tuple(map(apply, value)) if isinstance(value, tuple) else value
 
         both = ({k: apply(v) for k, v in part.items()} for part in (self.tensors, self.options))
@@ -77,9 +80,13 @@ def make(
     reset: bool = False,
     hidden: int = 6,
     seed: int = 0,
+    window: int = 0,
     **options: Any,
 ) -> Call:
-    """A random call in float64: two samples, two heads of width 4, momentum that is not zero."""
+    """A random call in float64: two samples, two heads of width 4, momentum that is not zero.
+
+    With a `window` it is one of omega_memory, whose history has a gap. `bias` may be the class Huber.
+    """
     random = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
@@ -110,11 +117,20 @@ def make(
         starts[1, chunk_size :: 2 * chunk_size] = True
         first = random_state(layers, hidden, random, 0.1) if momentum else None
         options |= {"reset": starts, "initial": (random_state(layers, hidden, random), first)}
+    if options.get("bias") is Huber:
+        options["bias"] = Huber(gate(3 * D**0.5), smooth=0.1)  # about half of the errors are longer
+    if window:
+        tensors["omega"] = draw(B, tokens, H, window)
+        valid = torch.arange(window - 1) % 3 != torch.tensor([[0], [1]])
+        delta = (3 * D**0.5 * draw(B, window - 1, H).abs().detach()).requires_grad_()
+        reach = (B, window - 1, H, D)
+        huber = isinstance(options.get("bias"), Huber)
+        tensors["history"] = History(draw(*reach), draw(*reach), valid, delta if huber else None)
     return Call(tensors, options)
 
 
-def papers_loop(call: Call) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...] | None]:
-    """neural_memory by the book."""
+def papers_loop(call: Call) -> tuple[Any, ...]:
+    """neural_memory, or omega_memory if the call has an omega, by the book."""
     a, options = call.tensors, call.options
     samples = [[_one(a, options, b, h) for h in range(H)] for b in range(B)]
 
@@ -124,13 +140,47 @@ def papers_loop(call: Call) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, .
     y = stack(lambda one: one[0]).transpose(1, 2)
     count = len(a["weights"])
     weights = tuple(stack(lambda one, i=i: one[1][i]) for i in range(count))
-    if a["momentum"] is None:
-        return y, weights, None
-    return y, weights, tuple(stack(lambda one, i=i: one[2][i]) for i in range(count))
+    momentum = None if a["momentum"] is None else tuple(stack(lambda one, i=i: one[2][i]) for i in range(count))
+    if "omega" not in a:
+        return y, weights, momentum
+    fields = 3 if isinstance(options.get("bias"), Huber) else 2
+    written = [[one[3] for one in row] for row in samples]
+    return y, weights, momentum, _history(written, a["omega"].shape[-1] - 1, fields)
 
 
-def _one(a: dict[str, Any], options: dict[str, Any], b: int, h: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """One sample and head: outputs [T, D], weights, momentum."""
+Token = tuple[Tensor, Tensor, Tensor | None]
+"""k, v [D] and delta."""
+
+
+def _history(written: list[list[list[Token]]], reach: int, fields: int) -> History:
+    """The last tokens of every sample and head, zeros in front of them."""
+
+    def of(field: int) -> Tensor:
+        blank = torch.zeros(() if field == 2 else D, dtype=torch.float64)
+        places = torch.empty(B, reach, H, *blank.shape, dtype=torch.float64)
+        for b, h, p in product(range(B), range(H), range(reach)):
+            age, tokens = reach - p, written[b][h]
+            places[b, p, h] = tokens[-age][field] if age <= len(tokens) else blank
+        return places
+
+    valid = torch.tensor([[p >= reach - len(row[0]) for p in range(reach)] for row in written], dtype=torch.bool)
+    k, v, *delta = (of(field) for field in range(fields))
+    return History(k, v, valid.view(B, reach), *delta)
+
+
+def slope(bias: AttentionalBias | None, error: Tensor, delta: Tensor | None) -> Tensor:
+    """The inner loss's gradient with respect to M(k)."""
+    if isinstance(bias, Lp):
+        return bias.p * torch.tanh(error / bias.smooth**0.5) * torch.sqrt(error**2 + bias.smooth) ** (bias.p - 1)
+    assert isinstance(bias, Huber)
+    far = delta * torch.tanh(error / bias.smooth**0.5)
+    return 2 * error if torch.linalg.vector_norm(error) <= delta else far
+
+
+def _one(
+    a: dict[str, Any], options: dict[str, Any], b: int, h: int
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Token]]:
+    """One sample and head: outputs [T, D], weights, momentum, the tokens written since the last reset."""
     act, residual = ACTIVATION[options.get("activation", "silu")], options.get("residual", True)
     gain, bias = (x[h] for x in options["norm"]) if options.get("norm") else (None, None)
     mask, reset = options.get("write_mask"), options.get("reset")
@@ -143,38 +193,70 @@ def _one(a: dict[str, Any], options: dict[str, Any], b: int, h: int) -> tuple[Te
             z = (z - z.mean()) / torch.sqrt(((z - z.mean()) ** 2).mean() + 1e-6) * gain + bias
         return x + z if residual else z
 
+    def gradient(weights: list[Tensor], key: Tensor, value: Tensor, delta: Tensor | None) -> tuple[Tensor, ...]:
+        error = memory(weights, key) - value
+        if loss is None:
+            return torch.autograd.grad((error**2).sum(), weights, create_graph=True)
+        return torch.autograd.grad(error, weights, slope(loss, error, delta), create_graph=True)
+
+    loss, omega = options.get("bias"), a.get("omega")
+    deltas = loss.delta[b, :, h] if isinstance(loss, Huber) else [None] * a["q"].shape[1]
+    written: list[Token] = []
+    if a.get("history") is not None:
+        k, v, valid, delta = a["history"]
+        places = [p for p in range(valid.shape[1]) if valid[b, p]]
+        written = [(k[b, p, h], v[b, p, h], None if delta is None else delta[b, p, h]) for p in places]
     weights = [w[b, h] for w in a["weights"]]
     surprise = [s[b, h] for s in a["momentum"]] if a["momentum"] else [torch.zeros_like(w) for w in weights]
     outputs = []
     for t in range(a["q"].shape[1]):
         if t % options["chunk_size"] == 0:
             if reset is not None and reset[b, t]:
+                written = []
                 first, start = options["initial"]
                 weights = [w[b, h] for w in first]
                 surprise = [s[b, h] for s in start] if start else [torch.zeros_like(w) for w in weights]
             anchor = weights
         if mask is None or mask[b, t]:
-            loss = ((memory(anchor, a["k"][b, t, h]) - a["v"][b, t, h]) ** 2).sum()
-            gradients = torch.autograd.grad(loss, anchor, create_graph=True)
+            written = [*written, (a["k"][b, t, h], a["v"][b, t, h], deltas[t])]
+            gammas = omega[b, t, h] if omega is not None else [1.0]
+            each = [
+                [gamma * g for g in gradient(anchor, *token)]
+                for gamma, token in zip(gammas, written[::-1], strict=False)
+            ]
+            gradients = [sum(of_layer) for of_layer in zip(*each, strict=True)]
             eta = a["eta"][b, t, h] if a["eta"] is not None else 0.0
             surprise = [eta * s - a["theta"][b, t, h] * g for s, g in zip(surprise, gradients, strict=True)]
             weights = [(1 - a["alpha"][b, t, h]) * w + s for w, s in zip(weights, surprise, strict=True)]
         outputs.append(memory(weights, a["q"][b, t, h]))
     y = torch.stack(outputs) if outputs else a["q"][b, :, h]
-    return y, list(weights), surprise
+    return y, list(weights), surprise, written
 
 
-def flatten(result: tuple[Tensor, Any, Any]) -> list[Tensor]:
-    y, weights, momentum = result
-    return [y, *weights, *(momentum or ())]
+def flatten(result: tuple[Any, ...]) -> list[Tensor]:
+    y, weights, momentum, *history = result
+    return [y, *weights, *(momentum or ()), *(x.to(y.dtype) for x in (history[0] if history else ()) if x is not None)]
 
 
-def outputs_and_gradients(result: tuple[Tensor, Any, Any], call: Call) -> tuple[list[Tensor], list[Tensor]]:
+def outputs_and_gradients(result: tuple[Any, ...], call: Call) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs and state, and every input's gradient under a fixed weighting of all of them."""
     parts = flatten(result)
     weighted = [(x * torch.linspace(0.5, 1.5, x.numel(), dtype=x.dtype).view_as(x)).sum() for x in parts]
     gradients = torch.autograd.grad(sum(weighted), call.leaves(), allow_unused=True, materialize_grads=True)
     return parts, list(gradients)
+
+
+def check_against_the_papers_loop(
+    call: Call, backends: tuple[str, ...] = ("reference", "chunked"), *, recomputed: tuple[int, ...] = ()
+) -> None:
+    """Outputs, state and every gradient, also with recomputation in groups of so many chunks."""
+    expected = outputs_and_gradients(papers_loop(call), call)
+    options = [{"backend": backend} for backend in backends]
+    options += [{"backend": backends[-1], "checkpoint_every": every} for every in recomputed]
+    for chosen in options:
+        ours = outputs_and_gradients(call.run(**chosen), call)
+        assert_all_close(ours[0], expected[0])
+        assert_all_close(ours[1], expected[1])
 
 
 def assert_all_close(ours: list[Tensor], theirs: list[Tensor], tolerance: float = 1e-10) -> None:

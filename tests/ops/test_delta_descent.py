@@ -13,17 +13,19 @@ from neuralmem.ops import delta_descent, neural_memory
 B, H, D = 2, 2, 4
 
 
-def make(tokens: int, *, mask: bool = False, reset_every: int | None = None) -> dict[str, Any]:
-    """Random arguments in float64, with unit keys."""
+def make(
+    tokens: int, *, d_out: int = D, unit: bool = True, mask: bool = False, reset_every: int | None = None
+) -> dict[str, Any]:
+    """Random arguments in float64, with unit keys unless told otherwise."""
     random = torch.Generator().manual_seed(tokens)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=random, dtype=torch.float64)
 
-    q, k, v = (draw(B, tokens, H, D) for _ in range(3))
-    k = torch.nn.functional.normalize(k, dim=-1)
+    q, k, v = (draw(B, tokens, H, width) for width in (D, D, d_out))
+    k = torch.nn.functional.normalize(k, dim=-1) if unit else k
     theta, alpha = (torch.rand(B, tokens, H, generator=random, dtype=torch.float64) for _ in range(2))
-    tensors = {"q": q, "k": k, "v": v, "theta": theta, "alpha": 0.3 * alpha, "weights": draw(B, H, D, D)}
+    tensors = {"q": q, "k": k, "v": v, "theta": theta, "alpha": 0.3 * alpha, "weights": draw(B, H, d_out, D)}
     arguments: dict[str, Any] = {name: x.requires_grad_() for name, x in tensors.items()}
     if mask:
         arguments["write_mask"] = torch.rand(B, tokens, generator=random) > 0.3
@@ -31,11 +33,13 @@ def make(tokens: int, *, mask: bool = False, reset_every: int | None = None) -> 
         starts = torch.zeros(B, tokens, dtype=torch.bool)
         starts[0, ::reset_every] = True
         starts[1, reset_every :: 2 * reset_every] = True
-        arguments |= {"reset": starts, "initial": draw(B, H, D, D).requires_grad_()}
+        arguments |= {"reset": starts, "initial": draw(B, H, d_out, D).requires_grad_()}
     return arguments
 
 
-def loop(q, k, v, theta, alpha, weights, write_mask=None, reset=None, initial=None) -> tuple[Tensor, Tensor]:
+def loop(
+    q, k, v, theta, alpha, weights, write_mask=None, reset=None, initial=None, proximal=False, read="after"
+) -> tuple[Tensor, Tensor]:
     """The recurrence for one sample and head at a time, in plain torch."""
     outputs, final = torch.empty(0), []
     rows = []
@@ -44,11 +48,15 @@ def loop(q, k, v, theta, alpha, weights, write_mask=None, reset=None, initial=No
         for t in range(q.shape[1]):
             if reset is not None and reset[b, t]:
                 matrix = initial[b, h]
+            if read == "before":
+                ys.append(matrix @ q[b, t, h])
             if write_mask is None or write_mask[b, t]:
-                error = matrix @ k[b, t, h] - v[b, t, h]
-                matrix = (1 - alpha[b, t, h]) * matrix - theta[b, t, h] * torch.outer(error, k[b, t, h])
-            ys.append(matrix @ q[b, t, h])
-        rows.append(torch.stack(ys) if ys else q[b, :, h])
+                key, rate = k[b, t, h], theta[b, t, h]
+                rate = rate / (1 + rate * (key @ key)) if proximal else rate
+                matrix = (1 - alpha[b, t, h]) * matrix - rate * torch.outer(matrix @ key - v[b, t, h], key)
+            if read == "after":
+                ys.append(matrix @ q[b, t, h])
+        rows.append(torch.stack(ys) if ys else v[b, :, h])
         final.append(matrix)
     outputs = torch.stack(rows).unflatten(0, (B, H)).transpose(1, 2)
     return outputs, torch.stack(final).unflatten(0, (B, H))
@@ -79,11 +87,25 @@ def test_both_backends_are_the_loop_with_all_gradients(tokens: int, mask: bool, 
         assert_all_close(ours, expected)
 
 
+@pytest.mark.parametrize("tokens", [0, 1, 4, 5, 13])
+@pytest.mark.parametrize(("d_out", "proximal", "read"), list(product((3, 6), (False, True), ("after", "before"))))
+def test_a_rectangular_memory_with_proximal_steps_and_either_read(
+    tokens: int, d_out: int, proximal: bool, read: str
+) -> None:
+    arguments = make(tokens, d_out=d_out, unit=False, mask=True, reset_every=4)
+    form: dict[str, Any] = {"proximal": proximal, "read": read}
+    expected = with_gradients(loop(**arguments, **form), arguments)
+    for options in ({"backend": "reference"}, {"backend": "chunked"}, {"backend": "chunked", "checkpoint_every": 2}):
+        ours = with_gradients(delta_descent(**arguments, **form, **options, chunk_size=4), arguments)
+        assert_all_close(ours, expected)
+
+
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 7, 13, 64])
 def test_the_chunk_size_changes_nothing(chunk_size: int) -> None:
-    arguments = make(13, mask=True)
-    one, other = (delta_descent(**arguments, chunk_size=size) for size in (chunk_size, 5))
-    assert_all_close(with_gradients(one, arguments), with_gradients(other, arguments))
+    arguments = make(13, d_out=3, mask=True)
+    for read in ("after", "before"):
+        one, other = (delta_descent(**arguments, chunk_size=size, read=read) for size in (chunk_size, 5))
+        assert_all_close(with_gradients(one, arguments), with_gradients(other, arguments))
 
 
 @pytest.mark.parametrize(("gate", "value"), [("theta", 0.0), ("theta", 1.0), ("alpha", 0.0), ("alpha", 1.0)])
@@ -118,6 +140,53 @@ def test_with_nothing_read_before_one_chunk_is_the_dual_form_of_ttt() -> None:
     assert_all_close([y], [expected])
 
 
+@pytest.mark.parametrize("theta", [0.3, 1.0, 50.0])
+def test_a_proximal_step_is_the_nearest_matrix_that_fits(theta: float) -> None:
+    """Least theta |W k - v|^2 + |W - M|^2, by its normal equations: W (I + theta k k^T) = M + theta v k^T."""
+    a = make(1, d_out=3, unit=False)
+    assert (a["k"].norm(dim=-1) - 1).abs().min() > 0.1
+    rate = torch.full_like(a["theta"], theta)
+    _, ours = delta_descent(**{**a, "theta": rate, "alpha": 0 * a["alpha"]}, proximal=True)
+    k, v = a["k"][:, 0], a["v"][:, 0]
+    system = torch.eye(D) + theta * k[..., :, None] * k[..., None, :]
+    right = a["weights"] + theta * v[..., :, None] * k[..., None, :]
+    assert_all_close([ours], [torch.linalg.solve(system, right, left=False)])
+
+
+def test_proximal_steps_stay_bounded_where_plain_ones_diverge() -> None:
+    a = make(64, unit=False)
+    a |= {"theta": torch.full_like(a["theta"], 30.0), "alpha": 0 * a["alpha"]}
+    assert delta_descent(**a)[1].norm() > 1e30
+    _, after = delta_descent(**a, proximal=True)
+    assert after.norm() < 10 * a["weights"].norm()
+    last = torch.einsum("bhij,bhj->bhi", after, a["k"][:, -1])
+    assert (last - a["v"][:, -1]).norm() < 0.1 * a["v"][:, -1].norm()
+
+
+def test_the_memory_is_multiplied_on_the_right_at_its_own_error_and_at_an_anchors() -> None:
+    """M ((1 - alpha) I - theta k k^T) - theta delta k^T: of v by delta = -v, of any other gradient by v = -delta."""
+    a = make(9, d_out=3)
+    delta = torch.einsum("bhij,bthj->bthi", a["weights"], a["k"]) - a["v"]  # at the chunk's first weights
+    for v in (a["v"], -delta):
+        memory = a["weights"]
+        for t in range(9):
+            k, theta, alpha = a["k"][:, t], a["theta"][:, t, :, None, None], a["alpha"][:, t, :, None, None]
+            transition = (1 - alpha) * torch.eye(D) - theta * k[..., :, None] * k[..., None, :]
+            memory = memory @ transition + theta * v[:, t][..., :, None] * k[..., None, :]
+        assert_all_close([delta_descent(**{**a, "v": v}, chunk_size=4)[1]], [memory])
+
+
+def test_a_read_before_the_write_does_not_know_its_token() -> None:
+    a = make(7, d_out=3)
+    expected, _ = delta_descent(**a, chunk_size=3, read="before")
+    for name in ("k", "v", "theta", "alpha"):
+        changed = a[name].detach().clone()
+        changed[:, 4] = 0.7
+        y, _ = delta_descent(**{**a, name: changed}, chunk_size=3, read="before")
+        assert_all_close([y[:, :5]], [expected[:, :5]])
+        assert not torch.allclose(y[:, 5:], expected[:, 5:])
+
+
 def test_a_unit_key_at_full_rate_replaces_what_was_stored() -> None:
     k = torch.eye(D).view(1, D, 1, D).repeat(1, 2, 1, 1)  # every key twice
     v = torch.randn(1, 2 * D, 1, D)
@@ -136,13 +205,16 @@ def test_narrow_inputs_keep_a_float32_state(dtype: torch.dtype) -> None:
     torch.testing.assert_close(y.double(), exact[0], atol=0.05 if dtype == torch.bfloat16 else 1e-4, rtol=0.02)
 
 
-def test_gradcheck() -> None:
-    arguments = make(5, mask=True, reset_every=2)
+@pytest.mark.parametrize(("proximal", "read"), [(False, "after"), (True, "before")])
+def test_gradcheck(proximal: bool, read: str) -> None:
+    arguments = make(5, d_out=3, unit=False, mask=True, reset_every=2)
     names = [name for name, x in arguments.items() if x.is_floating_point()]
     rest = {name: x for name, x in arguments.items() if name not in names}
 
     def run(*leaves: Tensor) -> tuple[Tensor, Tensor]:
-        return delta_descent(**dict(zip(names, leaves, strict=True)), **rest, chunk_size=2)
+        return delta_descent(
+            **dict(zip(names, leaves, strict=True)), **rest, chunk_size=2, proximal=proximal, read=read
+        )
 
     leaves = tuple(arguments[name] for name in names)
     assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
@@ -163,10 +235,14 @@ WRONG = {
     "q has dtype torch.int64": {"q": torch.zeros(B, T, H, D, dtype=torch.long)},
     "k has shape [2, 5, 2, 4]; it must be [2, 6, 2, 4]": {"k": torch.zeros(B, T - 1, H, D)},
     "k has dtype torch.float32; it must be torch.float64 like q": {"k": torch.zeros(B, T, H, D)},
-    "v has shape [2, 6, 2, 3]": {"v": torch.zeros(B, T, H, 3)},
+    "v has shape [2, 6, 2, 3]; it must be [2, 6, 2, 4]": {"v": torch.zeros(B, T, H, 3)},
+    "v has dtype torch.float32; it must be torch.float64 like q": {"v": torch.zeros(B, T, H, D)},
     "theta has shape [2, 6]; it must be [2, 6, 2]": {"theta": torch.zeros(B, T)},
     "alpha has dtype torch.bool": {"alpha": torch.zeros(B, T, H, dtype=torch.bool)},
     "weights has shape [2, 2, 4, 5]; it must be [2, 2, 4, 4]": {"weights": torch.zeros(B, H, D, 5)},
+    "weights has shape [2, 4, 4]; it must be [2, 2, D_out, 4]": {"weights": torch.zeros(B, D, D)},
+    "v has shape [2, 6, 2, 4]; it must be [2, 6, 2, 3]": {"weights": torch.zeros(B, H, 3, D)},
+    "read is 'befor'; it must be one of after, before; did you mean 'before'?": {"read": "befor"},
     "chunk_size is 0": {"chunk_size": 0},
     "checkpoint_every is 0": {"checkpoint_every": 0},
     "write_mask has dtype torch.float32; it must be torch.bool": {"write_mask": torch.zeros(B, T)},

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from neuralmem import probe
 from neuralmem.errors import UserError
+from neuralmem.ops import Lp
 from neuralmem.ops.neural_memory.call import prepare
 from tests.ops.memory_cases import (
     Call,
@@ -66,6 +67,7 @@ class TestChoice:
         call = make(3)
         assert self.used(monkeypatch, call) == "native"
         assert self.used(monkeypatch, make(3, layers=9)) == "chunked"
+        assert self.used(monkeypatch, make(3, bias=Lp(3.0))) == "chunked"
         assert self.used(monkeypatch, call.map(lambda x: x.detach().to("meta"))) == "chunked"
         with probe.recording(torch.nn.Linear(1, 1), attached=True):
             assert self.used(monkeypatch, call) == "chunked"

@@ -15,11 +15,11 @@ from tests.ops.memory_cases import (
     NATIVE,
     Call,
     assert_all_close,
+    check_against_the_papers_loop,
     each_backend,
     flatten,
     make,
     outputs_and_gradients,
-    papers_loop,
     relative_error,
 )
 
@@ -28,16 +28,6 @@ in_torch_and_native = pytest.mark.parametrize(
     "backends",
     [pytest.param(("reference", "chunked"), id="torch"), pytest.param(("native",), marks=NATIVE.marks, id="native")],
 )
-
-
-def check_against_the_papers_loop(call: Call, backends: tuple[str, ...], *, recomputed: tuple[int, ...] = ()) -> None:
-    expected = outputs_and_gradients(papers_loop(call), call)
-    options = [{"backend": backend} for backend in backends]
-    options += [{"backend": backends[-1], "checkpoint_every": every} for every in recomputed]
-    for chosen in options:
-        ours = outputs_and_gradients(call.run(**chosen), call)
-        assert_all_close(ours[0], expected[0])
-        assert_all_close(ours[1], expected[1])
 
 
 @pytest.mark.parametrize(("layers", "norm", "residual"), list(product((1, 2, 3), (True, False), (True, False))))

@@ -25,10 +25,11 @@ def chunked(
     initial: Tensor | None,
     reset: Tensor | None,
     checkpoint_every: int | None,
+    read: str,
 ) -> tuple[Tensor, Tensor]:
     """The update in chunks. Arguments as in `delta_descent`; all tensors already in the state's dtype."""
     if q.shape[1] == 0:
-        return torch.empty_like(q), weights
+        return torch.empty_like(v), weights
     keep = 1 - alpha
     if write_mask is not None:
         theta, keep = torch.where(write_mask[..., None], theta, 0), torch.where(write_mask[..., None], keep, 1)
@@ -41,15 +42,17 @@ def chunked(
         if reset is not None and initial is not None:
             weights = torch.where(reset[:, start, None, None, None], initial, weights)
         q, k, v, theta, keep = (x[start // chunk_size] for x in parts)
-        y, weights = _chunk(q, k, v, theta, keep, weights)
+        y, weights = _chunk(q, k, v, theta, keep, weights, read)
         return y, (weights,)
 
     y, (weights,) = run_chunks(step, (weights,), total, chunk_size, checkpoint_every)
     return y.transpose(1, 2), weights
 
 
-def _chunk(q: Tensor, k: Tensor, v: Tensor, theta: Tensor, keep: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """q, k, v: [B, H, C, D]; theta, keep: [B, H, C]; weights [B, H, D, D] -> y, weights."""
+def _chunk(
+    q: Tensor, k: Tensor, v: Tensor, theta: Tensor, keep: Tensor, weights: Tensor, read: str
+) -> tuple[Tensor, Tensor]:
+    """q, k: [B, H, C, D_in]; v [B, H, C, D_out]; theta, keep: [B, H, C]; weights [B, H, D_out, D_in] -> y, weights."""
     kept = decay_products(keep) * theta[..., None, :]  # [t, s]: what token t keeps of what token s wrote
     beta = keep.cumprod(-1)[..., None]
     before = torch.cat([torch.ones_like(beta[..., :1, :]), beta[..., :-1, :]], dim=-2)
@@ -58,6 +61,7 @@ def _chunk(q: Tensor, k: Tensor, v: Tensor, theta: Tensor, keep: Tensor, weights
     right = before * (k @ weights.mT) - v
     error = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)  # M_{t-1} k_t - v_t
     probe.observe("surprise", error.square().sum(-1))  # always: a checkpoint compares what forward and backward save
-    y = beta * (q @ weights.mT) - (kept * (q @ k.mT)) @ error
+    first, written = (before, kept_before) if read == "before" else (beta, kept)
+    y = first * (q @ weights.mT) - (written * (q @ k.mT)) @ error
     last = kept[..., -1, :, None]
     return y, beta[..., -1:, :] * weights - (last * error).mT @ k

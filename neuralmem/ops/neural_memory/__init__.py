@@ -5,19 +5,31 @@ paper's loop, `chunked.py` the same function a chunk at a time, `native.py` that
 one from the other.
 """
 
-import dataclasses
-
 import torch
 
 from neuralmem.errors import UserError
 from neuralmem.ops.autocast import to_autocast, without_autocast
-from neuralmem.ops.checks import check_floating, check_same_dtype
-from neuralmem.ops.neural_memory.call import Norm, State, check_weights, make_form, prepare
+from neuralmem.ops.neural_memory.attentional_bias import L2, AttentionalBias, Huber, Lp
+from neuralmem.ops.neural_memory.call import History, Norm, State, check_weights, make_form, prepare
 from neuralmem.ops.neural_memory.chunked import chunked
-from neuralmem.ops.neural_memory.decode import decode, read_after
+from neuralmem.ops.neural_memory.decode import decode, prepare_decode, read_after
 from neuralmem.ops.neural_memory.native import choose, native, native_decode
+from neuralmem.ops.neural_memory.omega import decode_omega, omega_memory
 from neuralmem.ops.neural_memory.reference import reference
 from neuralmem.typing import Tensor, Tensors
+
+__all__ = [
+    "L2",
+    "AttentionalBias",
+    "History",
+    "Huber",
+    "Lp",
+    "decode_memory",
+    "decode_omega",
+    "evaluate_memory",
+    "neural_memory",
+    "omega_memory",
+]
 
 BACKENDS = {"native": native, "chunked": chunked, "reference": reference}
 DECODERS = {"native": native_decode, "chunked": decode, "reference": read_after}
@@ -41,6 +53,7 @@ def neural_memory(
     initial: State | None = None,
     reset: Tensor | None = None,
     checkpoint_every: int | None = None,
+    bias: AttentionalBias | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensors, Tensors | None]:
     """Read tokens into a memory MLP and read it back at every token.
@@ -74,6 +87,8 @@ def neural_memory(
         checkpoint_every: chunks between boundary states that backward keeps; it recomputes what lies between. None:
             the states before all n chunks, by "chunked" with everything between. With sqrt(n) they are 2 sqrt(n)
             states, the least, for one more pass over the chunks ("native" recomputes the inside of a chunk anyway)
+        bias: the inner loss of e = M(k) - v: None or L2() for |e|^2, Lp(p), or Huber(delta) with delta [B, T, H]; other
+            than |e|^2 by "chunked" and "reference"
         backend: "auto", "reference", "chunked" or "native"; NEURALMEM_BACKEND overrides "auto". "auto" is native on a
             CPU where the kernels are built and can run the call, and on GPUs on which they are known to pass their
             tests. For second derivatives name "chunked"
@@ -109,6 +124,7 @@ def neural_memory(
         initial=initial,
         reset=reset,
         checkpoint_every=checkpoint_every,
+        bias=bias,
     )
     run = BACKENDS[choose(call, backend)]
     with without_autocast(q.device.type):
@@ -130,6 +146,7 @@ def decode_memory(
     residual: bool = True,
     norm: Norm | None = None,
     write_mask: Tensor | None = None,
+    bias: AttentionalBias | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Read one query at the weights that the tokens of an unfinished chunk would leave, and write nothing.
@@ -144,6 +161,7 @@ def decode_memory(
         weights, momentum: the state at the chunk's start, as in `neural_memory`
         activation, residual, norm: as in `neural_memory`
         write_mask: Bool [B, n]; False tokens do not count, so rows may have different numbers of tokens
+        bias: as in `neural_memory`, its settings [B, n, H]
         backend: as in `neural_memory`, but native too is differentiable any number of times
 
     Returns:
@@ -160,15 +178,8 @@ def decode_memory(
         >>> torch.allclose(decode_memory(x[:, -1:], x, -x, gate, None, gate, weights, None), y[:, -1:])
         True
     """
-    q, k, v = to_autocast(q, k, v)
-    if q.ndim != 4 or q.shape[1] != 1:
-        raise UserError(f"q has shape {list(q.shape)}; it must be [B, 1, H, D]")
-    if k.ndim != 4 or (len(k), *k.shape[2:]) != (len(q), *q.shape[2:]):
-        raise UserError(f"k has shape {list(k.shape)}; it must be {[len(q), 'n', *q.shape[2:]]}")
-    check_floating(q=q, k=k)
-    check_same_dtype("k", k, q)
-    call = prepare(
-        k,
+    call = prepare_decode(
+        q,
         k,
         v,
         theta,
@@ -176,13 +187,12 @@ def decode_memory(
         alpha,
         weights,
         momentum,
-        chunk_size=max(k.shape[1], 1),
         activation=activation,
         residual=residual,
         norm=norm,
         write_mask=write_mask,
+        bias=bias,
     )
-    call = dataclasses.replace(call, q=q)
     run = DECODERS[choose(call, backend)]
     with without_autocast(q.device.type):
         return run(call).to(call.operand)

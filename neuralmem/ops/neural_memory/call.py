@@ -1,6 +1,7 @@
 """One call of the op with its arguments checked and cast: what every backend receives."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -15,11 +16,27 @@ from neuralmem.ops.checks import (
     check_tokens,
     unless_masked,
 )
+from neuralmem.ops.neural_memory.attentional_bias import L2, AttentionalBias
 from neuralmem.ops.neural_memory.mlp import ACTIVATIONS, MemoryForm
 from neuralmem.typing import Tensor, Tensors
 
 Norm = tuple[Tensor, Tensor]
 State = tuple[Tensors, Tensors | None]
+
+
+class History(NamedTuple):
+    """The last c - 1 tokens written before a call or after it, which a window of c tokens still reaches.
+
+    Args:
+        k, v: [B, c - 1, H, D]
+        valid: Bool [B, c - 1]; False places count as nothing, whatever they hold and wherever they stand
+        delta: [B, c - 1, H], with and only with the bias `Huber`
+    """
+
+    k: Tensor
+    v: Tensor
+    valid: Tensor
+    delta: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +56,9 @@ class Call:
         form: activation, residual and norm of the MLP
         chunk_size: tokens per gradient anchor
         checkpoint_every: chunks per recomputed group, or None
+        bias: the inner loss, its settings [B, T, H] 0 at tokens that write nothing
+        omega: [B, T, H, c], or None for steps of one gradient each; 0 at tokens that write nothing
+        history: what stands before the first token, 0 where not valid; None without omega
     """
 
     q: Tensor
@@ -56,16 +76,37 @@ class Call:
     form: MemoryForm
     chunk_size: int
     checkpoint_every: int | None
+    bias: AttentionalBias = field(default_factory=L2)
+    omega: Tensor | None = None
+    history: History | None = None
 
     @property
     def operand(self) -> torch.dtype:
         """Dtype of the factors of matrix products."""
         return self.q.dtype
 
-    def tokens(self) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v in the state's dtype."""
+    @property
+    def reach(self) -> int:
+        """Tokens before a chunk that its windows may reach: c - 1."""
+        return 0 if self.omega is None else self.omega.shape[3] - 1
+
+    def queries(self) -> Tensor:
+        """q in the state's dtype."""
+        return self.q.to(self.theta.dtype)
+
+    def written(self) -> Tensors:
+        """What a gradient is of: k, v [B, T, H, D] and the bias's settings [B, T, H, 1], in the state's dtype."""
+        return self._wide(self.k, self.v, *self.bias.settings)
+
+    def past(self) -> Tensors:
+        """The same of the history, [B, c - 1, H, ...]."""
+        assert self.history is not None
+        k, v, _, delta = self.history
+        return self._wide(k, v, *(() if delta is None else (delta,)))
+
+    def _wide(self, k: Tensor, v: Tensor, *settings: Tensor) -> Tensors:
         dtype = self.theta.dtype
-        return self.q.to(dtype), self.k.to(dtype), self.v.to(dtype)
+        return k.to(dtype), v.to(dtype), *(x.to(dtype)[..., None] for x in settings)
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """a @ b of rounded factors, in the state's dtype."""
@@ -111,6 +152,9 @@ def prepare(
     initial: State | None = None,
     reset: Tensor | None = None,
     checkpoint_every: int | None = None,
+    bias: AttentionalBias | None = None,
+    omega: Tensor | None = None,
+    history: History | None = None,
 ) -> Call:
     """Check what a user passed and cast it.
 
@@ -130,6 +174,10 @@ def prepare(
     if reset is not None and initial is None:
         raise UserError("reset is given without initial, the state to go back to")
     check_reset(reset, chunk_size)
+    bias = L2() if bias is None else bias
+    _check_bias(q, bias)
+    if omega is not None:
+        history = _complete_history(q, omega, len(bias.settings), history)
     dtype = torch.promote_types(q.dtype, torch.float32)
     first_weights, first_momentum = (_cast(x, dtype) for x in initial or ((), ()))
     if momentum is not None and not first_momentum:
@@ -150,6 +198,9 @@ def prepare(
         form=make_form(activation, residual, norm, dtype),
         chunk_size=chunk_size,
         checkpoint_every=checkpoint_every,
+        bias=bias.map(lambda x: unless_masked(x.to(dtype)[..., None], write_mask)[..., 0]),
+        omega=None if omega is None else unless_masked(omega.to(dtype), write_mask),
+        history=history,
     )
 
 
@@ -174,6 +225,39 @@ def _check_states(
         for i, (x, w) in enumerate(zip(state, weights, strict=True)):
             check_shape(f"{name}[{i}]", x, w.shape)
             check_floating(q=q, **{f"{name}[{i}]": x})
+
+
+def _check_bias(q: Tensor, bias: AttentionalBias) -> None:
+    if not isinstance(bias, AttentionalBias):
+        raise UserError(f"bias is {bias!r}; it must be None, L2(), Lp(p) or Huber(delta)")
+    for x in bias.settings:
+        check_shape("bias delta", x, q.shape[:3])
+        check_floating(q=q, **{"bias delta": x})
+
+
+def _complete_history(q: Tensor, omega: Tensor, settings: int, history: History | None) -> History:
+    """The history checked, 0 where not valid, what is valid last; nothing valid where none is given."""
+    B, T, H, D = q.shape
+    check_floating(q=q, omega=omega)
+    if omega.ndim != 4 or omega.shape[:3] != q.shape[:3] or not omega.shape[3]:
+        raise UserError(f"omega has shape {list(omega.shape)}; it must be {[B, T, H, 'c']} with c at least 1")
+    reach = omega.shape[3] - 1
+    if history is None:
+        none = q.new_zeros(B, reach, H, D)
+        delta = none.new_zeros(B, reach, H, dtype=omega.dtype) if settings else None
+        return History(none, none, torch.zeros(B, reach, dtype=torch.bool, device=q.device), delta)
+    k, v, valid, delta = history
+    check_mask("history valid", valid, (B, reach), q.device)
+    if (delta is not None) != bool(settings):
+        raise UserError(f"history delta is {'missing' if settings else 'given'}; it belongs to the bias Huber")
+    for name, x, shape in (("k", k, (B, reach, H, D)), ("v", v, (B, reach, H, D)), ("delta", delta, (B, reach, H))):
+        if x is not None:
+            check_shape(f"history {name}", x, shape)
+            check_floating(q=q, **{f"history {name}": x})
+    rows, order = torch.arange(B, device=q.device)[:, None], valid.long().argsort(dim=1, stable=True)
+    delta = None if delta is None else unless_masked(delta[..., None], valid)[rows, order, ..., 0]
+    k, v = (unless_masked(x, valid)[rows, order].to(q.dtype) for x in (k, v))
+    return History(k, v, valid[rows, order], delta)
 
 
 def check_weights(name: str, x: Tensor, weights: Tensors) -> None:

@@ -14,6 +14,7 @@ from neuralmem.ops.chunk_loop import Stepped, run_chunks
 from neuralmem.ops.decay import decay_products
 from neuralmem.ops.neural_memory.call import Call
 from neuralmem.ops.neural_memory.mlp import ACTIVATIONS
+from neuralmem.ops.neural_memory.window import members
 from neuralmem.typing import Tensor, Tensors
 
 
@@ -26,14 +27,21 @@ class Coefficients(NamedTuple):
     beta: Tensor  # [..., C]
     gamma: Tensor | None  # [..., C]
     decay: Tensor | None  # [..., C]
-    write: Tensor  # [..., C, C], theta included
-    push: Tensor | None  # [..., C], the last row only, theta included
+    write: Tensor  # [..., C, members], theta included; the members are the chunk's tokens, or more with a window
+    push: Tensor | None  # [..., members], the last row only, theta included
 
     def last(self) -> "Coefficients":
         """Those of the last token alone, as a chunk with one row."""
         gamma = None if self.gamma is None else self.gamma[..., -1:]
         decay = None if self.decay is None else self.decay[..., -1:]
         return Coefficients(self.beta[..., -1:], gamma, decay, self.write[..., -1:, :], self.push)
+
+    def over(self, window: Tensor | None) -> "Coefficients":
+        """Where g_s is not one token's gradient but a sum over members, weighted with window [..., C, members]."""
+        if window is None:
+            return self
+        push = None if self.push is None else (self.push[..., None, :] @ window)[..., 0, :]
+        return self._replace(write=self.write @ window, push=push)
 
 
 def coefficients(theta: Tensor, eta: Tensor | None, alpha: Tensor, write: Tensor | None) -> Coefficients:
@@ -73,10 +81,12 @@ def chunk_coefficients(call: Call) -> list[Coefficients]:
     return chunks if whole == total else [*chunks, part(whole, total, total - whole)]
 
 
-def gradient_factors(k: Tensor, v: Tensor, weights: Tensors, call: Call) -> tuple[list[Tensor], list[Tensor]]:
-    """Every token's gradient at `weights`, of layer l the outer product of deltas[l] and inputs[l]: inputs, deltas."""
-    inputs, deltas, error = call.form.backpropagate(weights, k, v, call.matmul)
-    probe.observe("surprise", error.square().sum(-1))  # always: a checkpoint compares what forward and backward save
+def gradient_factors(written: Tensors, weights: Tensors, call: Call) -> tuple[list[Tensor], list[Tensor]]:
+    """Every member's gradient at `weights`, of layer l the outer product of deltas[l] and inputs[l]: inputs, deltas."""
+    k, v, *settings = written
+    inputs, deltas, error = call.form.backpropagate(weights, k, v, lambda e: call.bias.slope(e, *settings), call.matmul)
+    surprise = error[:, :, call.reach :].square().sum(-1)  # of the chunk's own tokens
+    probe.observe("surprise", surprise)  # always: a checkpoint compares what forward and backward save
     return inputs, deltas
 
 
@@ -103,10 +113,10 @@ def read(
 
 
 def chunk_step(
-    q: Tensor, k: Tensor, v: Tensor, c: Coefficients, weights: Tensors, momentum: Tensors, call: Call
+    q: Tensor, written: Tensors, c: Coefficients, weights: Tensors, momentum: Tensors, call: Call
 ) -> tuple[Tensor, Tensors, Tensors]:
-    """One chunk. q, k, v: [B, H, C, D]; coefficients over [B, H]; state [B, H, D_out, D_in] -> y, state."""
-    inputs, deltas = gradient_factors(k, v, weights, call)
+    """One chunk. q: [B, H, C, D]; written [B, H, members, ...]; coefficients over [B, H]; state -> y, state."""
+    inputs, deltas = gradient_factors(written, weights, call)
     y = read(q, c, inputs, deltas, weights, momentum, call)
 
     def decayed(coefficient: Tensor, state: Tensors, row: Tensor) -> list[Tensor]:
@@ -127,14 +137,14 @@ def chunked(call: Call) -> tuple[Tensor, Tensors, Tensors]:
     total, layers, size = call.q.shape[1], len(call.weights), call.chunk_size
     if total == 0:
         return torch.empty_like(call.q), call.weights, call.momentum
-    # Split once, [B, H, C, D] each: the gradient of a slice is as long as what it was cut from.
-    q, k, v = (x.transpose(1, 2).split(size, dim=2) for x in call.tokens())
-    coefficients = chunk_coefficients(call)
+    q = call.queries().transpose(1, 2).split(size, dim=2)  # [B, H, C, D] each
+    coefficients, chunks = chunk_coefficients(call), members(call)
 
     def step(start: int, stop: int, state: Tensors) -> Stepped:
         weights, momentum = call.restart(start, state[:layers], state[layers:])
         i = start // size
-        y, weights, momentum = chunk_step(q[i], k[i], v[i], coefficients[i], weights, momentum, call)
+        written, window = chunks[i]
+        y, weights, momentum = chunk_step(q[i], written, coefficients[i].over(window), weights, momentum, call)
         return y, (*weights, *momentum)
 
     y, state = run_chunks(step, (*call.weights, *call.momentum), total, size, call.checkpoint_every)

@@ -72,11 +72,22 @@ class MemoryForm:
         return self.finish(h @ weights[-1].mT, x)
 
     def backpropagate(
-        self, weights: Tensors, k: Tensor, v: Tensor, matmul: Callable[[Tensor, Tensor], Tensor] = torch.matmul
+        self,
+        weights: Tensors,
+        k: Tensor,
+        v: Tensor,
+        slope_of_loss: Callable[[Tensor], Tensor],
+        matmul: Callable[[Tensor, Tensor], Tensor],
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """The gradient of |M(k) - v|^2 for every token at the same weights, as factors of rank one.
+        """The gradient of a loss of M(k) - v for every token at the same weights, as factors of rank one.
 
         The gradient of layer l at token s is outer(deltas[l][s], inputs[l][s]).
+
+        Args:
+            weights: L tensors [B, H, D_out, D_in]
+            k, v: [B, H, T, D]
+            slope_of_loss: M(k) - v to the loss's gradient with respect to M(k), both [B, H, T, D]
+            matmul: the product of two factors
 
         Returns:
             inputs: L tensors [B, H, T, D_in], what enters each layer
@@ -90,8 +101,8 @@ class MemoryForm:
             inputs.append(act(pre[-1]))
         f = matmul(inputs[-1], weights[-1].mT)
         error = self.finish(f, k) - v
-        delta = 2 * error if self.gain is None else self._through_norm(f, 2 * error * self.gain)
-        deltas = [delta]
+        delta = slope_of_loss(error)
+        deltas = [delta if self.gain is None else self._through_norm(f, delta * self.gain)]
         for weight, z in zip(reversed(weights[1:]), reversed(pre), strict=True):
             deltas.append(matmul(deltas[-1], weight) * slope(z))
         return inputs, deltas[::-1], error

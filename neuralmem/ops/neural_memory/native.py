@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 from neuralmem import probe
 from neuralmem.backends import conformance_recorded, cpu_error, cuda_error, library_error
 from neuralmem.ops.checks import choose_backend
+from neuralmem.ops.neural_memory.attentional_bias import L2
 from neuralmem.ops.neural_memory.call import Call
 from neuralmem.ops.neural_memory.chunked import chunked
 from neuralmem.ops.neural_memory.decode import decode
@@ -82,6 +83,10 @@ def choose(call: Call, backend: str) -> str:
 
 def refuses(call: Call) -> str:
     """Why the kernels cannot run this call; empty if they can."""
+    if not isinstance(call.bias, L2):
+        return f"the kernels know the squared error only, not the bias {type(call.bias).__name__}"
+    if call.omega is not None:
+        return "the kernels know steps of one gradient only, not those of omega"
     if LIBRARY_ERROR:
         return LIBRARY_ERROR
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:

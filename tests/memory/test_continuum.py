@@ -1,0 +1,304 @@
+"""Continuum memory: the op against its token loop, its gradient against autograd, who updates when, what it equals."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from neuralmem.config import ContinuumConfig, MemoryConfig, ModelConfig
+from neuralmem.errors import UserError
+from neuralmem.memory._continuum import ContinuumFeedForward
+from neuralmem.memory.continuum import Continuum
+from neuralmem.modules.feed_forward import FeedForward
+from neuralmem.modules.norm import RMSNorm
+from neuralmem.modules.stream import Rows
+from neuralmem.ops.continuum import continuum_memory, evaluate_continuum
+from neuralmem.ops.continuum.levels import Form, step
+
+B, H, D, HIDDEN = 2, 2, 4, 3
+VARIANTS = ["sequential", "nested", "independent"]
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def make(variant: str, periods: tuple[int | None, ...], tokens: int, residual: bool = True, size: int = 3) -> dict:
+    """Random arguments of the op, every floating one with a gradient; the state is one after some reading."""
+    torch.manual_seed(len(periods) + tokens)
+    leaves: list[Tensor] = []
+
+    def leaf(*shape: int) -> Tensor:
+        leaves.append(draw(*shape).requires_grad_())
+        return leaves[-1]
+
+    def pair(batch: int) -> tuple[Tensor, Tensor]:
+        return leaf(batch, H, 2 * HIDDEN, D), leaf(batch, H, D, HIDDEN)
+
+    count = sum(period is not None for period in periods)
+    first = [pair(1)] * len(periods) if variant == "nested" else [pair(1) for _ in periods]
+    mix = leaf(len(periods)) if variant == "independent" else None
+    gains = tuple(leaf(D) for _ in periods)
+    form = Form(periods, tuple(first), gains, mix, variant == "nested", residual, 0.8, 1e-6, torch.float64)
+    late = [pair(B) for _ in form.late(size)]
+    tallies = [torch.tensor([size, 0.2, 3.0]).double().expand(B, H, 1, 3) for _ in late]
+    return {
+        "leaves": leaves,
+        "tokens": [leaf(B, tokens, H, D) for _ in range(3)] + [leaf(B, tokens, H, count).sigmoid() for _ in range(2)],
+        "weights": tuple(w for _ in range(count) for w in pair(B)),
+        "sums": tuple(x for group, tally in zip(late, tallies, strict=True) for x in (*group, tally)),
+        "form": form,
+    }
+
+
+def run(made: dict, **options: Any) -> list[Tensor]:
+    y, weights, sums = continuum_memory(*made["tokens"], made["weights"], made["sums"], made["form"], **options)
+    return [y, *weights, *sums]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("periods", [(3,), (3, 6), (3, 9, None), (6, None)], ids=str)
+@pytest.mark.parametrize("tokens", [1, 6, 11])
+def test_chunked_is_the_token_loop(variant: str, periods: tuple[int | None, ...], tokens: int) -> None:
+    made = make(variant, periods, tokens, residual=tokens != 6)
+    one, other = (run(made, chunk_size=3, backend=name) for name in ("chunked", "reference"))
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
+    gradients = [
+        torch.autograd.grad(
+            sum(x.square().sum() for x in results), made["leaves"], allow_unused=True, retain_graph=True
+        )
+        for results in (one, other)
+    ]
+    for a, b in zip(*gradients, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-8)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_chunked_is_the_token_loop_with_masks_and_resets(variant: str) -> None:
+    made = make(variant, (3, 6, None), 14)
+    mask = torch.rand(B, 14) > 0.4
+    mask[0, 3:6] = False
+    reset = torch.zeros(B, 14, dtype=torch.bool)
+    reset[1, 6] = reset[0, 12] = True
+    form = made["form"]
+    first = tuple(x.expand(B, -1, -1, -1) for pair in form.first[:2] for x in pair)
+    sums = tuple(torch.zeros_like(x) for x in made["sums"])
+    options = {"chunk_size": 3, "write_mask": mask, "reset": reset, "initial": (first, sums)}
+    one, other = (run(made, **options, backend=name) for name in ("chunked", "reference"))
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("clip", [0.5, 1e6], ids=["clipped", "not clipped"])
+def test_the_gradient_by_hand_is_autograds(clip: float) -> None:
+    form = replace(make("sequential", (3,), 1)["form"], clip=clip)
+    pair = tuple(x.detach().expand(B, -1, -1, -1).clone().requires_grad_() for x in form.first[0])
+    k, v, theta = draw(B, H, 5, D), draw(B, H, 5, D), torch.rand(B, H, 5, dtype=torch.float64)
+    (passed,) = form.passes(k, [(pair[0], pair[1])])
+    error = k + passed.added - v
+    length, limit = error.norm(dim=-1), clip * D**0.5
+    huber = torch.where(length > limit, 2 * limit * length - limit**2, length**2)
+    expected = torch.autograd.grad((theta * huber).sum(), pair)
+    up, down, loss = form.gradient(passed, form.clipped(error), theta)
+    for a, b in zip((up, down), expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(loss, (theta * length.clamp(max=limit) ** 2).sum(-1))
+
+
+def test_a_step_is_bounded_by_the_loss_and_promises_at_most_half_of_it() -> None:
+    pair = draw(B, H, 6, D), draw(B, H, D, 3)
+    nothing = torch.zeros(B, H, 1, 1, dtype=torch.float64)
+    for size in (1e-3, 1.0, 1e3, 1e9):
+        gradient, loss = (size * draw(B, H, 6, D), size * draw(B, H, D, 3)), nothing + 7.0
+        moved = [w - new for w, new in zip(pair, step(pair, pair, gradient, nothing, loss), strict=True)]
+        length = sum(x.square().sum((-2, -1)) for x in moved).sqrt()
+        promised = sum((g * x).sum((-2, -1)) for g, x in zip(gradient, moved, strict=True))
+        assert (length <= (7 / 8) ** 0.5 + 1e-6).all()
+        assert (promised <= 3.5 + 1e-6).all()
+    for w, new in zip(pair, step(pair, pair, (0 * pair[0], 0 * pair[1]), nothing + 0.3, nothing), strict=True):
+        assert torch.equal(w, new)  # nothing read, or the first weights: nothing changes, to the bit
+
+
+def feed_forward(periods: list[int | None], width: int = 8, **options: Any) -> ContinuumFeedForward:
+    torch.manual_seed(5)
+    config = MemoryConfig(continuum=ContinuumConfig(periods=periods, **options))
+    return ContinuumFeedForward(width, config, 24).double()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_level_and_an_infinite_period_is_a_plain_feed_forward(variant: str) -> None:
+    levels, plain, norm = feed_forward([None], variant=variant), FeedForward(8, 24).double(), RMSNorm(8).double()
+    with torch.no_grad():
+        levels.levels.up[0][0], levels.levels.down[0][0] = plain.up.weight, plain.down.weight
+        levels.levels.norms[0].gain.copy_(norm.gain.normal_())
+    x = draw(2, 13, 8)
+    y, state = levels(x)
+    assert torch.equal(y, plain(norm(x)))
+    assert not levels.has_memory
+    assert [name for name, _ in state.items()] == ["filled"]
+
+
+def weights_over_time(memory: Any, x: Tensor) -> list[tuple[Tensor, ...]]:
+    """The state's weights before the first token and after every one."""
+    state = memory.init_state(len(x))
+    seen = [state.weights]
+    with torch.no_grad():
+        for t in range(x.shape[1]):
+            _, state = memory(x[:, t : t + 1], state)
+            seen.append(state.weights)
+    return seen
+
+
+@pytest.mark.parametrize("variant", ["sequential", "independent"])
+def test_a_level_changes_at_its_periods_ends_and_at_no_other_token(variant: str) -> None:
+    memory = feed_forward([2, 6, None], variant=variant)
+    seen = weights_over_time(memory, draw(1, 13, 8))
+    for level, period in enumerate((2, 6)):
+        for t in range(13):
+            same = all(torch.equal(seen[t][2 * level + i], seen[t + 1][2 * level + i]) for i in range(2))
+            assert same == ((t + 1) % period != 0), (level, t)
+
+
+def test_nested_levels_start_anew_from_the_next_slower_one() -> None:
+    memory = feed_forward([2, 4, 8], variant="nested")
+    seen = weights_over_time(memory, draw(1, 9, 8))
+
+    def same(t: int, level: int, other: int) -> bool:
+        return all(torch.equal(seen[t][2 * level + i], seen[t][2 * other + i]) for i in range(2))
+
+    assert same(0, 0, 1)
+    assert same(0, 1, 2)
+    assert [t for t in range(1, 10) if same(t, 0, 1)] == [1, 4, 5, 8, 9]
+    assert [t for t in range(1, 10) if same(t, 1, 2)] == [1, 2, 3, 8, 9]
+    assert not torch.equal(seen[8][4], seen[7][4])
+    assert len(memory.levels.up) == 1
+
+
+def test_levels_side_by_side_do_not_know_of_each_other() -> None:
+    both = feed_forward([2, 6], variant="independent")
+    alone = feed_forward([2, 6], variant="independent", learn=[False, True])
+    weights = alone.state_dict()
+    shared = {name: x for name, x in both.state_dict().items() if "gate_map" not in name}
+    alone.load_state_dict({**weights, **shared})
+    with torch.no_grad():
+        gates = both.gate_map.weight, both.gate_map.bias  # theta of both levels, alpha of both
+        for mine, theirs in zip((alone.gate_map.weight, alone.gate_map.bias), gates, strict=True):
+            mine.copy_(theirs[[1, 3]])
+    x = draw(1, 12, 8)
+    with torch.no_grad():
+        _, one = both(x)
+        _, other = alone(x)
+    assert alone.config.chunk_size == 6
+    for a, b in zip(one.weights[2:], other.weights, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+
+
+def test_a_level_that_is_switched_off_stays_and_has_no_state() -> None:
+    memory = feed_forward([2, 6], learn=[True, False])
+    x = draw(1, 12, 8)
+    _, state = memory(x)
+    assert len(state.weights) == 2
+    assert state.momentum == ()  # the fastest level's sum is empty at every chunk's end
+    memory.levels.down[1].data.zero_()
+    silent, _ = memory(x)
+    memory.levels.down[1].data.normal_()
+    assert not torch.allclose(silent, memory(x)[0])
+
+
+def test_a_slow_levels_gradient_is_the_sum_over_its_period() -> None:
+    """One update of period 6 on a grid of 2 is that on a grid of 6: within a period its weights stand still."""
+    made = make("sequential", (6,), 12, size=6)
+    whole = run(made, chunk_size=6)
+    tallies = torch.zeros(B, H, 1, 3, dtype=torch.float64)
+    empty = (*(torch.zeros_like(w) for w in made["weights"]), tallies)
+    y, *rest = run({**made, "sums": empty}, chunk_size=2)
+    for a, b in zip((y, *rest[:2]), whole, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
+
+
+def test_a_rate_of_zero_reads_the_first_weights_for_ever() -> None:
+    memory, x = feed_forward([2, 4], theta_max=0.0), draw(2, 11, 8)
+    with torch.no_grad():
+        y, state = memory(x)
+        assert torch.equal(memory(x, memory="frozen")[0], y) or (memory(x, memory="frozen")[0] - y).abs().max() < 1e-14
+    for a, b in zip(state.weights, memory.fast(2)[0], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_is_asked_again_is_answered_with_what_came_next() -> None:
+    """In the feed-forward position keys start as the stream a token before, values as a tenth of the normed token."""
+    memory = feed_forward([16], width=32, theta_max=16.0)
+    x = draw(1, 16, 32)
+    state = memory.init_state(1)
+    with torch.no_grad():
+        _, (k, v, *_), _ = memory.project(x, state.convolution, Rows())
+        torch.testing.assert_close(k[:, 1:, 0], x[:, :-1])
+        for _ in range(30):
+            _, state = memory(x, state)
+        answer = memory.retrieve(x[:, :-1], state)
+        similarity = F.normalize(answer, dim=-1)[0] @ F.normalize(v[:, :, 0], dim=-1)[0].T
+    assert similarity.argmax(-1).tolist() == list(range(1, 16))
+
+
+def test_the_rule_reads_before_it_writes() -> None:
+    torch.manual_seed(0)
+    rule = Continuum(8, MemoryConfig(rule="continuum", chunk_size=4)).double()
+    x = draw(1, 4, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(rule(x)[0], rule(x, memory="frozen")[0], atol=1e-14, rtol=0)
+        _, state = rule(x)
+        assert (rule(x, state)[0] - rule(x, state, memory="frozen")[0]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"periods": [4, 6]}, "memory.continuum.periods is [4, 6]; every period must be a positive multiple"),
+        ({"periods": [8, 4]}, "memory.continuum.periods is [8, 4]; it must be positive numbers of tokens, fastest"),
+        ({"periods": [None, 4]}, "memory.continuum.periods is [None, 4]; it must be positive numbers"),
+        ({"periods": []}, "memory.continuum.periods is []; it must be"),
+        ({"periods": [0]}, "memory.continuum.periods is [0]; every period"),
+        ({"learn": [True]}, "memory.continuum.learn is [True]; it must have 2 values, one per level"),
+        ({"theta_max": -1.0}, "memory.continuum.theta_max is -1.0; it must not be negative"),
+        ({"clip": 0.0}, "memory.continuum.clip is 0.0; it must be positive"),
+        ({"loss": "next_token"}, "memory.continuum.loss is 'next_token'; for that loss use `model: ttt_e2e`"),
+        ({"variant": "nest"}, "memory.continuum.variant is 'nest'; it must be one of sequential, nested"),
+        ({"period": [4]}, "model.memory.continuum has no field 'period'"),
+    ],
+)
+def test_wrong_settings_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        ModelConfig.from_dict({"vocab_size": 5, "memory": {"continuum": values}})
+    assert str(error.value).startswith(message)
+
+
+def test_a_rule_of_which_nothing_learns_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^memory.continuum has no level that learns"):
+        Continuum(8, MemoryConfig(continuum=ContinuumConfig(periods=[None])))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chunk_size": 4}, "form.periods has 6; it must be a multiple of chunk_size=4"),
+        ({"reset": torch.zeros(B, 6, dtype=torch.bool)}, "reset is given without initial"),
+        ({"backend": "native"}, "backend is 'native', which cannot run here"),
+    ],
+)
+def test_the_op_refuses_what_does_not_fit(change: dict[str, Any], message: str) -> None:
+    made = make("sequential", (6,), 6, size=6)
+    with pytest.raises(UserError) as error:
+        run(made, **{"chunk_size": 6, **change})
+    assert str(error.value).startswith(message)
+
+
+def test_evaluate_reads_what_the_op_reads() -> None:
+    made = make("independent", (3, None), 3)
+    y = run(made, chunk_size=3)[0]
+    torch.testing.assert_close(evaluate_continuum(made["tokens"][0], made["weights"], made["form"]), y)

@@ -1,0 +1,247 @@
+"""Which parameters decay, which optimizer has them, and how the learning rate moves."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
+
+import pytest
+import torch
+
+from neuralmem.config import MemoryConfig, ModelConfig
+from neuralmem.errors import UserError
+from neuralmem.models.causal_lm import CausalLM
+from neuralmem.training.cli import main
+from neuralmem.training.logs import read_metrics
+from neuralmem.training.module import LanguageModel
+from neuralmem.training.optim import Name, OptimizerConfig, learning_rate, make_optimizer, parameter_groups
+
+NAMES = get_args(Name)
+OTHERS = [name for name in NAMES if name != "adamw"]
+
+
+def tiny() -> CausalLM:
+    torch.manual_seed(0)
+    return CausalLM(ModelConfig(17, width=16, depth=1))
+
+
+def read(model: CausalLM, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
+    """Steps on one text. -> the loss of each"""
+    text, losses = torch.arange(33)[None] % 17, []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        logits, _ = model(text[:, :-1])
+        loss = torch.nn.functional.cross_entropy(logits[0], text[0, 1:])
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("rule", ["titans", "delta"])
+def test_only_matrices_of_feature_maps_decay(tied: bool, rule: str) -> None:
+    config = ModelConfig(17, width=16, depth=1, memory=MemoryConfig(rule=rule), tie_embeddings=tied)
+    model = CausalLM(config)
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = parameter_groups(model, OptimizerConfig(weight_decay=0.1))
+    decayed, others = ({names[id(p)] for p in g["params"]} for g in sorted(groups, key=lambda g: -g["weight_decay"]))
+    assert decayed | others == set(names.values())
+    assert not decayed & others
+    assert all(name.endswith(".weight") for name in decayed)
+    assert {"layers.0.feed_forward.up.weight", "layers.0.attention.query.weight"} <= decayed
+    assert ("head.weight" in decayed) == (not tied)
+    kept = ("gate", "norm", "embedding", "memory.weights", "memory.weight", "persistent", "convolutions", "bias")
+    assert not [name for name in decayed if any(word in name for word in kept)]
+
+
+def test_the_gates_of_a_memory_learn_at_their_own_rate() -> None:
+    model = CausalLM(ModelConfig(17, width=16, depth=1))
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = parameter_groups(model, OptimizerConfig(lr=1e-3, gate_lr=3.0))
+    faster = {names[id(p)] for group in groups if group["lr"] == 3e-3 for p in group["params"]}
+    assert faster == {"layers.0.memory.gate_map.weight", "layers.0.memory.gate_map.bias"}
+    assert {group["lr"] for group in groups} == {1e-3, 3e-3}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_other_optimizers_have_the_matrices_of_feature_maps(name: str, tied: bool) -> None:
+    model = CausalLM(ModelConfig(17, width=16, depth=1, tie_embeddings=tied))
+    names = {id(p): path for path, p in model.named_parameters()}
+    config = OptimizerConfig(name=name)
+    groups = parameter_groups(model, config)
+    found = {names[id(p)] for group in groups if group["algorithm"] == name for p in group["params"]}
+    decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+    assert found == decayed - {"head.weight"}
+    assert {"layers.0.feed_forward.up.weight", "layers.0.memory.output.weight"} <= found
+    assert sum(len(group["params"]) for group in groups) == len(names)
+    kept = {group["weight_decay"] for group in make_optimizer(model, config).param_groups}
+    assert kept == {0.0, config.weight_decay}
+
+
+CHOSEN = {
+    "adamw": {"betas": (0.5, 0.6), "eps": 1e-3},
+    "muon": {"momentum": 0.7},
+    "m3": {"momentum": 0.7, "slow_momentum": 0.6, "slow_every": 4, "slow_weight": 2.0, "eps": 1e-3},
+    "delta_momentum": {"momentum": 0.7, "delta": 0.3, "eps": 1e-3},
+    "deep_momentum": {"momentum": 0.7, "momentum_width": 5, "eps": 1e-3},
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_field_reaches_the_optimizer(name: str) -> None:
+    config = OptimizerConfig(name=name, lr=0.5, weight_decay=0.2, **{"betas": (0.9, 0.6), **CHOSEN[name]})
+    optimizer = make_optimizer(tiny(), config)
+    group = next(g for g in optimizer.param_groups if g["algorithm"] == name and g["weight_decay"])
+    expected = {field.removeprefix("momentum_"): value for field, value in CHOSEN[name].items()}
+    expected |= {"square_decay": 0.6} if name in ("delta_momentum", "deep_momentum") else {}
+    expected |= {"adjust_lr_fn": "match_rms_adamw", "nesterov": True} if name == "muon" else {}
+    assert expected.items() <= group.items()
+    assert (group["lr"], group["weight_decay"]) == (0.5, 0.2)
+
+
+def test_adamw_is_torchs_over_two_groups() -> None:
+    ours, theirs = tiny(), tiny()
+    optimizer = make_optimizer(ours, OptimizerConfig(lr=1e-2))
+    assert type(optimizer) is torch.optim.AdamW
+    decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+    pairs = list(zip(ours.parameters(), theirs.parameters(), strict=True))
+    groups = [
+        {"params": [b for a, b in pairs if (id(a) in decayed) == decays], "weight_decay": 0.1 * decays}
+        for decays in (False, True)
+    ]
+    reference = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, fused=True)
+    assert read(ours, optimizer, 4) == read(theirs, reference, 4)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_counts_as_a_change_of_the_weights(name: str) -> None:
+    model = CausalLM(ModelConfig(17, width=16, depth=1))
+    optimizer = make_optimizer(model, OptimizerConfig(name=name))
+    versions = [p._version for p in model.parameters()]
+    logits, state = model(torch.arange(8)[None])
+    logits.sum().backward()
+    optimizer.step()
+    with pytest.raises(UserError, match="earlier weights"):
+        state.identity()
+    assert all(p._version > before for p, before in zip(model.parameters(), versions, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_moves(name: str) -> None:
+    model = CausalLM(ModelConfig(17, width=16, depth=1))
+    optimizer = make_optimizer(model, OptimizerConfig(name=name))
+    before = [p.detach().clone() for p in model.parameters()]
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("32-true", True), ("bf16-mixed", True), ("16-mixed", False)])
+def test_float16_gradients_can_be_clipped(precision: str, fused: bool) -> None:
+    module = LanguageModel(vocab_size=17, width=16, depth=1)
+    module.trainer = SimpleNamespace(precision=precision, callbacks=[], max_steps=10)
+    optimizer = module.configure_optimizers()["optimizer"]
+    assert optimizer.defaults["fused"] is fused
+    refused = getattr(optimizer, "_step_supports_amp_scaling", False)  # what Lightning asks before it clips
+    assert refused is fused
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_others_leave_unscaling_to_lightning(name: str) -> None:
+    optimizer = make_optimizer(tiny(), OptimizerConfig(name=name))
+    assert not getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_text_is_learned(name: str) -> None:
+    model = tiny()
+    losses = read(model, make_optimizer(model, OptimizerConfig(name=name, lr=1e-2)), 30)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_going_on_from_a_saved_state_is_exact(name: str, tmp_path: Path) -> None:
+    config = OptimizerConfig(name=name, lr=1e-2, slow_every=3)
+    whole, half = tiny(), tiny()
+    optimizer = make_optimizer(whole, config)
+    read(whole, optimizer, 4)  # between two updates of m3's slow momentum
+    torch.save([whole.state_dict(), optimizer.state_dict()], tmp_path / "file")
+    losses = read(whole, optimizer, 4)
+    weights, state = torch.load(tmp_path / "file", weights_only=True)
+    half.load_state_dict(weights)
+    resumed = make_optimizer(half, config)
+    resumed.load_state_dict(state)
+    assert read(half, resumed, 4) == losses
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), half.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_resumed_run_is_the_uninterrupted_one(train: Callable[..., Path], name: str) -> None:
+    whole = train(name, "whole")
+    half = train(name, "half", "--ckpt_path", str(whole / "checkpoints" / "step=5.ckpt"))
+    losses = [row["loss"] for row in read_metrics(whole / "metrics.csv")]
+    assert [row["loss"] for row in read_metrics(half / "metrics.csv")] == losses[5:]
+    assert (half / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [("adamw", "muon"), ("m3", "adamw"), ("m3", "muon")])
+def test_a_state_of_another_optimizer_is_refused(mine: str, theirs: str) -> None:
+    state = make_optimizer(tiny(), OptimizerConfig(name=theirs)).state_dict()
+    with pytest.raises(UserError, match=rf"optimizer\.name is '{mine}', but the checkpoint is of '{theirs}'"):
+        make_optimizer(tiny(), OptimizerConfig(name=mine)).load_state_dict(state)
+
+
+def test_a_checkpoint_of_another_optimizer_is_one_line(
+    train: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = train("muon", "a", "--trainer.max_steps", "5") / "checkpoints" / "step=5.ckpt"
+    capsys.readouterr()
+    options = ["--run", "b", "--optimizer.name", "adamw", "--ckpt_path", str(file)]
+    assert main(["--config", str(tmp_path / "a" / "config.yaml"), *options]) == 2
+    assert capsys.readouterr().err.endswith(
+        "error: optimizer.name is 'adamw', but the checkpoint is of 'muon'; it must be the same\n"
+    )
+
+
+@pytest.mark.parametrize(("schedule", "half"), [("cosine", 0.55), ("linear", 0.55), ("constant", 1.0)])
+def test_schedules(schedule: str, half: float) -> None:
+    share = learning_rate(OptimizerConfig(warmup=10, schedule=schedule, final=0.1), lambda step: step / 100)
+    assert share(0) == pytest.approx(0.1)
+    assert share(4) == pytest.approx(0.5, rel=0.05)
+    assert share(50) == pytest.approx(half)
+    assert share(100) == share(1000) == pytest.approx(1.0 if schedule == "constant" else 0.1)
+    assert all(math.isfinite(share(step)) for step in range(200))
+
+
+WRONG = [{"lr": 0.0}, {"eps": -1.0}, {"weight_decay": -0.1}, {"warmup": -1}, {"gate_lr": 0.0}, {"betas": (0.9, 1.0)}]
+WRONG += [{"momentum": 1.0}, {"slow_momentum": -0.1}, {"slow_every": 0}, {"slow_weight": -1.0}, {"delta": 1.5}]
+WRONG += [{"momentum_width": -1}]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_value_is_named(wrong: dict) -> None:
+    with pytest.raises(UserError, match=f"optimizer.{next(iter(wrong))} is"):
+        OptimizerConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [({"name": "muno"}, "muon"), ({"name": "delta-momentum"}, "delta_momentum"), ({"schedule": "cosin"}, "cosine")],
+)
+def test_a_wrong_name_is_told_the_nearest(wrong: dict, near: str) -> None:
+    with pytest.raises(UserError, match=f"it must be one of .*; did you mean '{near}'"):
+        OptimizerConfig(**wrong)
+
+
+def test_a_wrong_name_at_the_command_line_is_one_line(capsys: pytest.CaptureFixture) -> None:
+    config = Path(__file__).parents[2] / "configs" / "tiny" / "muon.yaml"
+    assert main(["--config", str(config), "--optimizer.name", "muno"]) == 2
+    names = ", ".join(NAMES)
+    assert capsys.readouterr().err == (
+        f"error: optimizer.name is 'muno'; it must be one of {names}; did you mean 'muon'?\n"
+    )
