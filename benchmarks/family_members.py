@@ -1,0 +1,97 @@
+"""Who races in family.py: every memory rule in the same layer, the layers and models that bring their own, baselines.
+
+All have a layer of attention over a short window, then their own; the same width, about the same number of parameters
+(the feed-forward makes up the difference) and, where a knob allows it, about the same size of state.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from family_tasks import VOCABULARY
+
+from neuralmem import registry
+from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
+from neuralmem.models.causal_lm import CausalLM
+
+PARAMETERS = 250_000
+STATE = 48 * 1024  # bytes per sequence
+WINDOW = 16
+BASE = ModelConfig(
+    vocab_size=VOCABULARY,
+    width=64,
+    depth=2,
+    pattern=["transformer", "titans_mag"],
+    tie_embeddings=True,
+    attention=AttentionConfig(heads=2, window=WINDOW, persistent_tokens=0, rotary_base=100.0),
+    memory=MemoryConfig(heads=1, head_width=32, chunk_size=16, expansion=2.0, output_gate=False),
+)
+OWN_LAYERS = ("hope", "hope_attention")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One contender.
+
+    Args:
+        name: as in the table
+        config: matched in size
+        kind: "memory", or "baseline"
+    """
+
+    name: str
+    config: ModelConfig
+    kind: str = "memory"
+
+
+def members() -> Iterator[Member]:
+    """Everybody, baselines first; a new rule is one as soon as its file exists."""
+    window = replace(BASE, pattern=["transformer"])
+    yield Member("window only", fit(window, knobs=False), "baseline")
+    full = replace(window, attention=replace(BASE.attention, window=None))
+    yield Member("full attention", fit(full, knobs=False), "baseline")
+    for rule in registry.names("rule"):
+        yield Member(rule, fit(replace(BASE, memory=replace(BASE.memory, rule=rule))))
+    for layer in OWN_LAYERS:
+        if layer in registry.names("layer"):
+            yield Member(layer, fit(replace(BASE, pattern=["transformer", layer])))
+    if "ttt_e2e" in registry.names("model"):
+        end_to_end = replace(BASE.end_to_end, mini_batch=WINDOW)
+        yield Member("ttt_e2e", fit(replace(window, model="ttt_e2e", end_to_end=end_to_end)))
+
+
+def fit(config: ModelConfig, *, knobs: bool = True) -> ModelConfig:
+    """The config with a state near STATE, then with parameters near PARAMETERS."""
+    if knobs:
+        config = min(_sizes(config), key=lambda c: abs(state_bytes(c) - STATE))
+    low, high = 0.02, 32.0  # bisection: parameters grow with the feed-forward
+    for _ in range(24):
+        middle = (low + high) / 2
+        if parameters(replace(config, feed_forward=middle)) < PARAMETERS:
+            low = middle
+        else:
+            high = middle
+    return replace(config, feed_forward=round(high, 3))
+
+
+def _sizes(config: ModelConfig) -> Iterator[ModelConfig]:
+    """The config at every size of its memory that is tried."""
+    for head_width in (16, 24, 32, 48, 64):
+        for expansion in (0.5, 1.0, 1.5, 2.0, 3.0, 4.0):
+            yield replace(config, memory=replace(config.memory, head_width=head_width, expansion=expansion))
+
+
+def state_bytes(config: ModelConfig) -> int:
+    """Of one sequence before its first token."""
+    with torch.device("meta"):
+        return build(config).init_state(1).nbytes
+
+
+def parameters(config: ModelConfig) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in build(config).parameters())
+
+
+def build(config: ModelConfig) -> CausalLM:
+    """The model that the config names."""
+    return registry.find("model", config.model, CausalLM, "model.model")(config)
