@@ -20,11 +20,15 @@ commonest options:
 
   --model.width N                 width of the residual stream
   --model.depth N                 layers
-  --model.pattern '[NAME,...]'    transformer, titans_lmm, titans_mac, titans_mag, titans_mal; repeated over the depth
+  --model.pattern '[NAME,...]'    transformer, titans_lmm, titans_mac, titans_mag, titans_mal, hope, hope_attention;
+                                  repeated over the depth
   --model.attention.window N      tokens a query sees (null: full attention)
-  --model.memory.rule NAME        titans, delta
+  --model.memory.rule NAME        titans, delta, ttt_linear, ttt_mlp, moneta, yaad, memora, omega, atlas, lact, tnt,
+                                  self_modifying, continuum
   --model.memory.chunk_size N     tokens that share one gradient anchor
+  --model.model NAME              causal_lm, ttt_e2e
 
+  --optimizer.name NAME           adamw, muon, m3, delta_momentum, deep_momentum
   --optimizer.lr X                peak learning rate
   --optimizer.weight_decay X      decay of matrices
   --optimizer.warmup N            steps of linear warm-up
