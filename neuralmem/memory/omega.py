@@ -5,6 +5,7 @@ Special: Gamma depends on the input at t and sums to one over the window, so tha
 longer one writes no more. The window reaches back over chunk boundaries; the state keeps the c - 1 tokens before.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ WINDOW = 4
 
 class Omega(Titans):
     """memory.omega_window is c, at most memory.chunk_size; ATLAS does not state its own."""
+
+    op: Callable[..., Any] = staticmethod(omega_memory)
+    decode_op: Callable[..., Any] = staticmethod(decode_omega)
 
     def __init__(self, width: int, config: MemoryConfig) -> None:
         self.window = config.omega_window or min(WINDOW, config.chunk_size)
@@ -50,7 +54,7 @@ class Omega(Titans):
         if reset is not None:
             first, start, _ = self._parts(self.fast(len(q)), q.dtype)
             initial = first, start or None
-        y, weights, surprise, history = omega_memory(
+        y, weights, surprise, history = self.op(
             *(*self._arguments(q, written, (weights, momentum)), written[-1], history),
             chunk_size=self.config.chunk_size,
             write_mask=write_mask,
@@ -66,7 +70,7 @@ class Omega(Titans):
     def read_unfinished(self, q: Tensor, written: Tensors, fast: Fast, write_mask: Tensor) -> Tensor:
         weights, momentum, history = self._parts(fast, q.dtype)
         arguments = (*self._arguments(q, written, (weights, momentum)), written[-1], history)
-        return decode_omega(*arguments, write_mask=write_mask, **self._options(written))
+        return self.decode_op(*arguments, write_mask=write_mask, **self._options(written))
 
     def _parts(self, fast: Fast, dtype: torch.dtype) -> tuple[Tensors, Tensors, Any]:
         """Weights, momentum, and the tokens before the chunk."""

@@ -1,6 +1,7 @@
 """Mathematics on tensors: one folder per op, each with its reference, its fast form and the derivation between them."""
 
 from neuralmem.ops.delta_descent import delta_descent
+from neuralmem.ops.muon_memory import decode_muon, evaluate_polynomial, muon_memory
 from neuralmem.ops.neural_memory import (
     L2,
     AttentionalBias,
@@ -25,10 +26,13 @@ __all__ = [
     "Huber",
     "Lp",
     "decode_memory",
+    "decode_muon",
     "decode_omega",
     "delta_descent",
     "evaluate_memory",
+    "evaluate_polynomial",
     "evaluate_swiglu",
+    "muon_memory",
     "neural_memory",
     "newton_schulz",
     "omega_memory",
