@@ -121,7 +121,7 @@ def cells(rows: list[Row]) -> list[str]:
     return [
         f"{first['parameters'] / 1e3:.0f}K",
         f"{first['state_bytes'] / 1024:.0f} KB",
-        f"{median(row['tokens'] for row in rows) / 1e6:.1f}M",
+        f"{median(row['tokens'] for row in rows) / 1e6:.2f}M{' (cut)' if any(row['cut'] for row in rows) else ''}",
         *(percent([row["recall"].get(times) for row in rows]) for times in ("1", "4", "16", "64")),
         percent([row["latest"] for row in rows]),
         percent([row["outdated"] for row in rows]),

@@ -41,8 +41,8 @@ from neuralmem.models.causal_lm import CausalLM
 TASKS, PER_TASK, SHOWN = 5, 8, 3
 CONTEXT = 512  # bytes of a row of prose
 FINE_TUNING = {"lr": 3e-3, "steps": 30}
-FULL = {"seeds": 3, "seconds": 150.0, "steps": 700, "rows": 48}
-QUICK = {"seeds": 1, "seconds": 10.0, "steps": 700, "rows": 16}
+FULL = {"seeds": 3, "seconds": 150.0, "steps": 240, "rows": 48}
+QUICK = {"seeds": 1, "seconds": 10.0, "steps": 240, "rows": 16}
 
 
 def contenders() -> Iterator[Member]:

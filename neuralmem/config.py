@@ -1,4 +1,4 @@
-"""What a model is made of: three frozen dataclasses that are the Python API, the YAML schema and config.json at once.
+"""What a model is made of: frozen dataclasses that are the Python API, the YAML schema and config.json at once.
 
 Special here: one definition serves all three doors, every field says its meaning and unit, and a wrong value is refused
 when the config is built, with the field's full name and what is allowed.
@@ -72,7 +72,9 @@ class ContinuumConfig:
         where = "memory.continuum"
         check(where, self, positive=("clip",))
         if self.loss == "next_token":
-            raise UserError(f"{where}.loss is 'next_token'; for that loss use `model: ttt_e2e` with end_to_end.periods")
+            raise UserError(
+                f"{where}.loss is 'next_token'; for that loss set model.model to ttt_e2e, and end_to_end.periods"
+            )
         if self.theta_max < 0:
             raise UserError(f"{where}.theta_max is {self.theta_max!r}; it must not be negative")
         if self.periods is not None:
@@ -81,6 +83,12 @@ class ContinuumConfig:
         levels = len(self.periods) if self.periods is not None else 2
         if self.learn is not None and len(self.learn) != levels:
             raise UserError(f"{where}.learn is {self.learn}; it must have {levels} values, one per level")
+        learning = [period for period in self.learning_periods(1) if period is not None]
+        if any(period % learning[0] for period in learning):
+            raise UserError(
+                f"{where}.periods is {self.periods}, learn {self.learn}; the periods of levels that learn must be "
+                f"multiples of the first of them, {learning[0]}"
+            )
 
     @staticmethod
     def _check_periods(given: str, periods: list[int | None]) -> None:

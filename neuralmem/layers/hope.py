@@ -1,7 +1,7 @@
 """HOPE: self-modifying Titans, then a continuum memory in the place of the feed-forward (2512.24695, section 8).
 
-o = SelfModTitans(x),  y = MLP_k( ... MLP_1(o)), each with its norm and residual. The memory is always the rule
-`self_modifying`, whatever memory.rule says: it is what the layer is.
+o = SelfModTitans(x),  y = MLP_k( ... MLP_1(o)), each with its norm and residual. The memory is the rule
+`self_modifying`, whatever memory.rule says, which is for other layers of the same pattern.
 """
 
 from neuralmem import registry

@@ -23,8 +23,11 @@ from neuralmem.typing import Tensor, Tensors
 class Retention(Titans):
     """memory.momentum and depth do not apply."""
 
+    rate = 1.0  # of theta, beside memory.theta_max
+
     def __init__(self, width: int, config: MemoryConfig) -> None:
         super().__init__(width, replace(config, momentum=False, depth=2))
+        self.theta_max *= self.rate
 
     @abstractmethod
     def weights_of(self, accumulated: Tensor) -> Tensor:
@@ -69,6 +72,9 @@ class Retention(Titans):
 
     def read_unfinished(self, q: Tensor, written: Tensors, fast: Fast, write_mask: Tensor) -> Tensor:
         return super().read_unfinished(q, written, (tuple(map(self.weights_of, fast[0])), ()), write_mask)
+
+    def _observe(self, weights: Tensors) -> None:
+        super()._observe(tuple(map(self.weights_of, weights)))
 
     def evaluate(self, q: Tensor, weights: Tensors) -> Tensor:
         return super().evaluate(q, tuple(map(self.weights_of, weights)))

@@ -11,14 +11,20 @@ from neuralmem.typing import Tensor, Tensors
 
 P, Q = 3.0, 4.0
 FLOOR = 0.1  # of |A|_4^2, for the map is not scale invariant: as A goes to 0, W would go to infinity
+# W is about 1 / |A|, so a step that lengthens A shortens W, and under the norm the next gradient is longer still: with
+# the rates of other rules |W| fell to 0.03 and nothing was stored (docs/rules.md).
+RATE = 1 / 16
 
 
 class Moneta(Retention):
-    """memory.momentum and depth do not apply."""
+    """theta is a sixteenth of what memory.theta_max says. memory.momentum and depth do not apply."""
+
+    rate = RATE
 
     def weights_of(self, accumulated: Tensor) -> Tensor:
         fourth = accumulated.pow(Q).sum((-2, -1), keepdim=True)
-        return accumulated / fourth.pow((Q - 2) / Q).clamp(min=FLOOR)
+        # Clamped before the root, whose slope at 0 is infinite.
+        return accumulated / fourth.clamp(min=FLOOR ** (Q / (Q - 2))).pow((Q - 2) / Q)
 
     def _options(self, written: Tensors) -> dict[str, Any]:
         return {**super()._options(written), "bias": Lp(P)}

@@ -2,7 +2,8 @@
 
 S <- eta S - theta_t sum_j Gamma_{t,t-j} grad |M(k_{t-j}) - v_{t-j}|^2 over c tokens,  W <- (1 - alpha) W + S.
 Special: Gamma depends on the input at t and sums to one over the window, so that a window of one token is Titans and a
-longer one writes no more. The window reaches back over chunk boundaries; the state keeps the c - 1 tokens before.
+longer one writes no more (less at a document's start, where there is less to write). The window reaches back over chunk
+boundaries; the state keeps the c - 1 tokens before.
 """
 
 from collections.abc import Callable
@@ -44,7 +45,7 @@ class Omega(Titans):
     def gates(self, x: Tensor) -> Tensors:
         every = super().gates(x)
         gates, window = every[: len(self.gate_names)], torch.stack(every[len(self.gate_names) :], dim=-1)
-        return *gates, window / window.sum(-1, keepdim=True)
+        return *gates, window / window.sum(-1, keepdim=True).clamp(min=1e-6)  # all shut: 0 / 0
 
     def update(
         self, q: Tensor, written: Tensors, fast: Fast, write_mask: Tensor | None, reset: Tensor | None

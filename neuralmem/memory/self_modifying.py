@@ -47,14 +47,14 @@ class SelfModifying(Ways):
         gain[-H:] = MEMORY_GAIN
         self.norm_gain = nn.Parameter(gain)
         self.norm_bias = nn.Parameter(torch.zeros(count * H, D))
-        self.gate_heads = nn.Parameter(0.1 * torch.randn(2, H, D) / D**0.5)
-        self.gate_biases = nn.Parameter(torch.tensor([[config.theta_bias], [config.alpha_bias]]).repeat(1, H))
+        self.gate_map_weight = nn.Parameter(0.1 * torch.randn(2, H, D) / D**0.5)
+        self.gate_map_bias = nn.Parameter(torch.tensor([[config.theta_bias], [config.alpha_bias]]).repeat(1, H))
 
     @property
     def _slow(self) -> dict[str, Any]:
         scale = OF_THETA_MAX if self.dgd else 1.0
         return {
-            "gates": (self.gate_heads, self.gate_biases),
+            "gates": (self.gate_map_weight, self.gate_map_bias),
             "theta_max": scale * self.config.theta_max / self.config.chunk_size,
             "activation": self.config.activation,
             "residual": self.config.residual,

@@ -79,7 +79,7 @@ def lay_out(rows: Rows, shape: tuple[int, int], filled: Tensor, unit: int) -> Gr
     B, T = shape
     real = rows.mask if rows.mask is not None else torch.ones(B, T, dtype=torch.bool, device=filled.device)
     document = rows.document if rows.document is not None else torch.zeros(B, T, dtype=torch.long, device=filled.device)
-    documents = 1 if rows.document is None or not T else int(document.max()) + 1
+    documents = 1 if rows.document is None or not document.numel() else int(document.max()) + 1
     new = torch.zeros(B, documents, dtype=torch.long, device=filled.device).scatter_add(1, document, real.long())
     count = torch.cat([new[:, :1] + filled[:, None], new[:, 1:]], dim=1)  # tokens of each document on the grid
     span = (count + unit - 1) // unit * unit

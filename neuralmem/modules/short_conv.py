@@ -46,6 +46,6 @@ class ShortConv(nn.Module):
             y = y + self.weight[j] * earlier
         tail = rows.last(tail, x)
         if rows.reset is not None:
-            began = rows.carried(torch.full_like(rows.reset[:, 0], past, dtype=torch.long), total, past)
+            began = rows.carried(rows.reset.new_full((len(x),), past, dtype=torch.long), total, past)
             tail = tail.masked_fill((torch.arange(past, device=x.device) < past - began[:, None])[..., None], 0)
         return y, tail

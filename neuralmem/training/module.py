@@ -75,8 +75,9 @@ class LanguageModel(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and the schedule over the steps or the time that the trainer was given."""
-        # A fused step unscales float16 gradients on its own, so that Lightning cannot clip them before.
-        optimizer = make_optimizer(self.model, self.optimizer_config, fused=self.trainer.precision != "16-mixed")
+        # A fused step would unscale gradients on its own, so under any mixed precision Lightning refuses to clip them.
+        fused = "mixed" not in str(self.trainer.precision)
+        optimizer = make_optimizer(self.model, self.optimizer_config, fused=fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate(self.optimizer_config, self.progress))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -102,7 +102,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
     maps = [(path.split(".")[-1], id(m.weight)) for path, m in model.named_modules() if isinstance(m, nn.Linear)]
     decayed = {weight for name, weight in maps if "gate" not in name} - embeddings
     matrices = decayed - {weight for name, weight in maps if name == "head"}
-    gates = {id(p) for path, p in model.named_parameters() if "gate_map" in path.split(".")}
+    gates = {id(p) for path, p in model.named_parameters() if any(x.startswith("gate_map") for x in path.split("."))}
     groups: dict[tuple[str, float, float], list[nn.Parameter]] = {}
     for p in model.parameters():
         if p.requires_grad:

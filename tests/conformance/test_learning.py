@@ -11,6 +11,8 @@ import torch
 
 from neuralmem.config import MemoryConfig
 from neuralmem.layers.titans_mac import TitansMAC
+from neuralmem.memory._rule import MemoryRule
+from neuralmem.modules.stream import Rows
 from neuralmem.probe import recording
 from tests.conformance.subjects import (
     LEARNERS,
@@ -53,6 +55,23 @@ def test_what_is_observed_as_surprise_falls_when_a_text_is_read_again(subject: S
                 _, state = rule(x, state)
             seen.append(record.means()["/surprise"])
     assert seen[1] < 0.9 * seen[0]
+
+
+@each([s for s in RULES if isinstance(s.build(), MemoryRule)])
+def test_after_reading_most_keys_answer_with_their_own_value_at_a_large_head_width(subject: Subject) -> None:
+    """A memory that lost itself may be near every value; only one that knows is nearest to the right one."""
+    torch.manual_seed(1)
+    config = replace(subject.config, width=64, memory=MemoryConfig(rule=subject.name, heads=1))
+    rule, x = subject.construct(config), torch.randn(1, 64, 64)
+    state = None
+    with torch.no_grad():
+        for _ in range(3):
+            _, state = rule(x, state)
+        _, (keys, values, *_), _ = rule.project(x, rule.init_state(1).convolution, Rows())
+        said = rule.evaluate(keys, rule.close(state).weights)
+    said, values = (u[0, :, 0] - u[0, :, 0].mean(0) for u in (said, values))
+    nearest = torch.nn.functional.cosine_similarity(said[:, None], values[None], dim=-1).argmax(1)
+    assert (nearest == torch.arange(64)).float().mean() > 0.5  # chance is 1 in 64
 
 
 @each([s for s in MODELS if s in LEARNERS])

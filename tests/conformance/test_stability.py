@@ -5,6 +5,7 @@ have embeddings a thousand times larger, opposite in turn, in blocks between ran
 of it takes seconds; settings are those that a user gets by naming only the layer and the rule.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -114,6 +115,23 @@ def test_gradients_of_a_hostile_text_are_finite(subject: Subject, norm: bool) ->
     for name, x in layer.named_parameters():
         assert x.grad is not None, name
         assert x.grad.isfinite().all(), name
+
+
+@each(RULES)
+def test_gradients_do_not_grow_with_the_text(subject: Subject, request: pytest.FixtureRequest) -> None:
+    """At default settings and head width 64, of a loss whose size does not depend on the length."""
+    if subject.name == "self_modifying":
+        reason = "its targets are its own answers, and gradients through them grow without bound (its op's README)"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+    sizes = []
+    for tokens in (128, 1024):
+        torch.manual_seed(0)
+        memory = MemoryConfig(rule=subject.name, heads=1, checkpoint_every=1)
+        rule = subject.construct(replace(subject.config, width=64, memory=memory))
+        y, _ = rule(torch.randn(1, tokens, 64))
+        (y * torch.randn_like(y)).mean().backward()
+        sizes.append(max(float(p.grad.abs().max()) for p in rule.parameters() if p.grad is not None))
+    assert sizes[1] < 100 * sizes[0]
 
 
 @pytest.mark.soak

@@ -58,7 +58,7 @@ def test_gates_are_bounded_and_start_at_their_biases() -> None:
     assert ((loud.theta >= 0) & (loud.theta <= 2 / 3 * 0.9 / 4 + 1e-12)).all()
     assert ((loud.alpha >= 0) & (loud.alpha <= 1)).all()
     with torch.no_grad():
-        rule.gate_heads.zero_()
+        rule.gate_map_weight.zero_()
     made = make(rule, draw(3), rule.fast(2)[0])
     bias = torch.tensor([1.0, -5.0], dtype=torch.float64).sigmoid()
     torch.testing.assert_close(made.theta, (2 / 3 * 0.9 / 4 * bias[0]).expand(2, H, 3))

@@ -114,10 +114,27 @@ def test_huber_switches_by_the_length_of_the_error() -> None:
     """Not entry by entry: a long error's small entries count as much as its large ones, as in the l1 norm."""
     error = torch.tensor([[0.3, -0.4], [0.1, -5.0]], dtype=torch.float64)
     delta = torch.full((2, 1), 0.5, dtype=torch.float64, requires_grad=True)
-    slope = Huber(delta).slope(error, delta)
+    slope = Huber(delta, smooth=1e-6).slope(error, delta)
     torch.testing.assert_close(slope, torch.tensor([[0.6, -0.8], [0.5, -0.5]], dtype=torch.float64))
     (gradient,) = torch.autograd.grad(slope.square().sum(), delta)
     torch.testing.assert_close(gradient, torch.tensor([[0.0], [2.0]], dtype=torch.float64))
+
+
+def test_huber_without_smoothing_is_the_slope_of_hubers_loss_of_the_length() -> None:
+    """|e|^2 up to delta, 2 delta |e| - delta^2 beyond: continuous, and never longer than 2 delta."""
+    error = (3 * torch.randn(64, 5, dtype=torch.float64)).requires_grad_()
+    delta = torch.full((64, 1), 5.0, dtype=torch.float64)
+    length = error.norm(dim=-1, keepdim=True)
+    near = length <= delta
+    assert near.any()
+    assert not near.all()
+    loss = torch.where(near, length.square(), 2 * delta * length - delta.square())
+    (wanted,) = torch.autograd.grad(loss.sum(), error)
+    slope = Huber(delta).slope(error, delta)
+    torch.testing.assert_close(slope, wanted)
+    assert (slope.norm(dim=-1, keepdim=True) <= 2 * delta + 1e-12).all()
+    (zero,) = torch.autograd.grad(Huber(delta).slope(0 * error, delta).sum(), error)
+    assert zero.isfinite().all()
 
 
 @in_torch

@@ -102,8 +102,8 @@ def test_no_output_depends_on_a_later_key(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["chunked", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("length", [0.0, 1e-30, 1e-11])
-def test_keys_of_zero_add_nothing_and_no_key_is_too_short_for_a_gradient(
+@pytest.mark.parametrize("length", [0.0, 1e-30, 1e-11, 1e-6])
+def test_keys_of_nearly_zero_add_nothing_and_have_no_steep_gradient(
     backend: str, dtype: torch.dtype, length: float
 ) -> None:
     a = {name: x.detach().to(dtype).requires_grad_() for name, x in make(6).items()}
@@ -112,10 +112,10 @@ def test_keys_of_zero_add_nothing_and_no_key_is_too_short_for_a_gradient(
     a["k"] = k.requires_grad_()
     y, _ = query_projection(**a, chunk_size=4, backend=backend)
     for gradient in torch.autograd.grad(y.square().sum(), list(a.values())):
-        assert gradient.isfinite().all()
+        assert gradient.abs().max() < 1e5  # a bound of 1e-12 on the length, F.normalize's, gave 3e6 at 1e-6
     rest = torch.tensor([0, 1, 3, 4, 5])
     without, _ = query_projection(a["q"][:, rest], a["k"][:, rest], a["carry"], chunk_size=4, backend=backend)
-    assert torch.allclose(y[:, rest], without, atol=1e-5) == (length < 1e-12)
+    torch.testing.assert_close(y[:, rest], without, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("backend", ["chunked", "reference"])

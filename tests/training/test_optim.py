@@ -9,6 +9,7 @@ from typing import get_args
 import pytest
 import torch
 
+from neuralmem import registry
 from neuralmem.config import MemoryConfig, ModelConfig
 from neuralmem.errors import UserError
 from neuralmem.models.causal_lm import CausalLM
@@ -141,14 +142,31 @@ def test_every_parameter_moves(name: str) -> None:
     assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize(("precision", "fused"), [("32-true", True), ("bf16-mixed", True), ("16-mixed", False)])
-def test_float16_gradients_can_be_clipped(precision: str, fused: bool) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_two_steps_in_mixed_precision_with_clipped_gradients(name: str, tmp_path: Path) -> None:
+    config = Path(__file__).parents[2] / "configs" / "tiny" / "mag.yaml"
+    options = {"trainer.precision": "bf16-mixed", "trainer.gradient_clip_val": "1.0", "trainer.max_steps": "2"}
+    arguments = [x for key, value in options.items() for x in (f"--{key}", value)]
+    assert main(["--config", str(config), "--run", str(tmp_path), "--optimizer.name", name, *arguments]) == 0
+    assert len(read_metrics(tmp_path / "metrics.csv")) == 2
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("32-true", True), ("bf16-mixed", False), ("16-mixed", False)])
+def test_only_full_precision_is_fused(precision: str, fused: bool) -> None:
+    """What Lightning asks before it clips is whether the step unscales gradients on its own, as a fused one does."""
     module = LanguageModel(vocab_size=17, width=16, depth=1)
     module.trainer = SimpleNamespace(precision=precision, callbacks=[], max_steps=10)
     optimizer = module.configure_optimizers()["optimizer"]
     assert optimizer.defaults["fused"] is fused
-    refused = getattr(optimizer, "_step_supports_amp_scaling", False)  # what Lightning asks before it clips
-    assert refused is fused
+    assert getattr(optimizer, "_step_supports_amp_scaling", False) is fused
+
+
+@pytest.mark.parametrize("rule", registry.names("rule"))
+def test_the_gates_of_every_rule_have_a_learning_rate_of_their_own(rule: str) -> None:
+    model = CausalLM(ModelConfig(17, width=16, depth=1, pattern=["titans_lmm"], memory=MemoryConfig(rule=rule)))
+    groups = parameter_groups(model, OptimizerConfig(lr=1.0, gate_lr=3.0))
+    assert {group["lr"] for group in groups} == {1.0, 3.0}
+    assert all(group["weight_decay"] == 0 for group in groups if group["lr"] == 3.0)
 
 
 @pytest.mark.parametrize("name", OTHERS)

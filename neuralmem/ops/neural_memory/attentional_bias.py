@@ -80,14 +80,15 @@ class Lp(AttentionalBias):
 
 @dataclass(frozen=True, eq=False)
 class Huber(AttentionalBias):
-    """Yaad's switch: the slope of |e|^2 where |e|_2 <= delta, delta times that of |e|_1 beyond.
+    """Near what is known |e|^2, far from it a loss that grows linearly: the slope of |e|^2 where |e|_2 <= delta.
 
-    As printed: the slope jumps at |e|_2 = delta, from length 2 delta to about delta sqrt(D). delta's gradient comes
-    from the tokens beyond it.
+    Beyond, its length stays what it is there: 2 delta e / |e|_2, without a jump. With `smooth` it is Yaad's as printed,
+    delta times the slope of |e|_1, each coordinate by itself, which jumps from length 2 delta to about delta sqrt(D).
+    delta's gradient comes from the tokens beyond it.
 
     Args:
         delta: [B, T, H], not negative; of masked tokens anything
-        smooth: the square of the width in which the sign is smoothed, above 0
+        smooth: None, or for the printed form the square of the width in which the sign is smoothed, above 0
 
     Raises:
         UserError: smooth that is not above 0.
@@ -96,14 +97,18 @@ class Huber(AttentionalBias):
         >>> error, delta = torch.tensor([[0.3, -0.4], [3.0, -4.0]]), torch.ones(1, 2, 1)
         >>> Huber(delta).slope(error, delta[0])
         tensor([[ 0.6000, -0.8000],
+                [ 1.2000, -1.6000]])
+        >>> Huber(delta, smooth=1e-6).slope(error, delta[0])
+        tensor([[ 0.6000, -0.8000],
                 [ 1.0000, -1.0000]])
     """
 
     delta: Tensor
-    smooth: float = 1e-6
+    smooth: float | None = None
 
     def __post_init__(self) -> None:
-        _check_smooth(self.smooth, may_be_zero=False)
+        if self.smooth is not None:
+            _check_smooth(self.smooth, may_be_zero=False)
 
     @property
     def settings(self) -> Tensors:
@@ -114,8 +119,13 @@ class Huber(AttentionalBias):
 
     def slope(self, error: Tensor, *settings: Tensor) -> Tensor:
         (delta,) = settings
-        near = error.detach().square().sum(-1, keepdim=True).sqrt() <= delta
-        return torch.where(near, 2 * error, delta * _sign(error, self.smooth))
+        square = error.square().sum(-1, keepdim=True)
+        near = square.detach().sqrt() <= delta
+        if self.smooth is not None:
+            return torch.where(near, 2 * error, delta * _sign(error, self.smooth))
+        # Where it is not used the length is 1: that of an error of 0 has no gradient.
+        length = torch.where(near, 1, square).sqrt()
+        return torch.where(near, 2 * error, 2 * delta * error / length)
 
 
 def _sign(error: Tensor, smooth: float) -> Tensor:

@@ -20,6 +20,7 @@ from neuralmem.ops.checks import (
 )
 from neuralmem.ops.query_projection.chunked import chunked
 from neuralmem.ops.query_projection.reference import reference
+from neuralmem.ops.unit import unit
 from neuralmem.typing import Tensor
 
 UNAVAILABLE = {"native": "the native kernels are for neural_memory only"}
@@ -46,7 +47,7 @@ def query_projection(
     caller's. The result does not depend on chunk_size. Computed in promote_types(dtype, float32).
 
     Args:
-        q, k: [B, T, H, D], of one dtype; a key of zero adds nothing
+        q, k: [B, T, H, D], of one dtype; a key shorter than 0.01 is only scaled by 100, so one of zero adds nothing
         carry: [B, H, D, D], Pi before the first token
         chunk_size: tokens per masked product
         write_mask: Bool [B, T]; False tokens are projected but add nothing
@@ -77,7 +78,7 @@ def query_projection(
         # A masked key is one of zero, which adds nothing: neither to the sum nor, through it, to a gradient.
         y, carry = run(
             q.to(wide),
-            torch.nn.functional.normalize(unless_masked(k, write_mask).to(wide), dim=-1),
+            unit(unless_masked(k, write_mask).to(wide)),
             carry,
             chunk_size=chunk_size,
             initial=torch.zeros_like(carry) if initial is None else initial.to(wide),
