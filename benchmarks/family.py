@@ -2,11 +2,11 @@
 
 Every member is trained on the same batches, on a mixture of recall, overwriting and prose (family_tasks.py), at equal
 numbers of parameters and, where a knob allows it, of state (family_members.py); who does not get through them in its
-seconds of CPU time is marked as cut, and the table says how many tokens it saw. Then it reads: recall with gaps of 1 to 64 training lengths, far beyond what
-attention reaches; keys whose value changed; held-out prose; as many pairs as its state can hold. The controls are the
-members without memory, and every member with its memory frozen.
+seconds of CPU time is marked as cut, and the table says how many tokens it saw. Then it reads: recall with gaps of 1 to
+64 training lengths, far beyond what attention reaches; keys whose value changed; held-out prose; as many pairs as its
+state can hold. The controls are the members without memory, and every member with its memory frozen.
 
-Run: python benchmarks/family.py             three seeds, about two hours on two cores; what is there is not run again
+Run: python benchmarks/family.py             three seeds, an hour or two on two cores; what is there is not run again
      python benchmarks/family.py --quick     one seed, a few seconds each: five minutes for a look, in family_quick.json
      python benchmarks/family.py --docs      only the table and the plot from the results
 """

@@ -267,7 +267,7 @@ def test_the_rule_reads_before_it_writes() -> None:
         ({"learn": [True]}, "memory.continuum.learn is [True]; it must have 2 values, one per level"),
         ({"theta_max": -1.0}, "memory.continuum.theta_max is -1.0; it must not be negative"),
         ({"clip": 0.0}, "memory.continuum.clip is 0.0; it must be positive"),
-        ({"loss": "next_token"}, "memory.continuum.loss is 'next_token'; for that loss use `model: ttt_e2e`"),
+        ({"loss": "next_token"}, "memory.continuum.loss is 'next_token'; for that loss set model.model to ttt_e2e"),
         ({"variant": "nest"}, "memory.continuum.variant is 'nest'; it must be one of sequential, nested"),
         ({"period": [4]}, "model.memory.continuum has no field 'period'"),
     ],
