@@ -26,14 +26,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from family_members import WINDOW, Member, build, members, parameters, state_bytes
+from family_members import WINDOW, Member, members, parameters, state_bytes
 from family_table import update_docs
 from family_tasks import BYTES, IGNORE, VALUES, Rows, mixture, pairs, prose, text
 from race import Ticker
 from record import machine, place
 from torch.nn import functional as F
 
-from neuralmem.models.causal_lm import CausalLM
+from neuralmem.models.causal_lm import CausalLM, build_model
 from neuralmem.training.loss import token_loss
 from neuralmem.training.optim import OptimizerConfig, learning_rate, make_optimizer
 
@@ -167,7 +167,7 @@ def job(member: Member, seed: int, settings: Row) -> Row:
     """Train and question one member at one seed."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    model = build(member.config)
+    model = build_model(member.config)
     size = {"parameters": parameters(member.config), "state_bytes": state_bytes(member.config)}
     row = {"member": member.name, "kind": member.kind, "seed": seed, "commit": machine()["commit"]}
     row |= {"reach": model.reach, **size}

@@ -1,7 +1,8 @@
 """Who races in family.py: every memory rule in the same layer, the layers and models that bring their own, baselines.
 
 All have a layer of attention over a short window, then their own; the same width, about the same number of parameters
-(the feed-forward makes up the difference) and, where a knob allows it, about the same size of state.
+(the feed-forward makes up the difference) and about the same size of state: head width and expansion of a memory, how
+many of HOPE's levels learn. TTT-E2E has no such knob: its state is its feed-forward.
 """
 
 from collections.abc import Iterator
@@ -12,10 +13,11 @@ from family_tasks import VOCABULARY
 
 from neuralmem import registry
 from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
-from neuralmem.models.causal_lm import CausalLM
+from neuralmem.models.causal_lm import build_model
 
 PARAMETERS = 250_000
 STATE = 48 * 1024  # bytes per sequence
+ROW = 128  # tokens of a training row
 WINDOW = 16
 BASE = ModelConfig(
     vocab_size=VOCABULARY,
@@ -61,11 +63,19 @@ def members() -> Iterator[Member]:
 
 
 def fit(config: ModelConfig, *, knobs: bool = True) -> ModelConfig:
-    """The config with a state near STATE, then with parameters near PARAMETERS."""
-    if knobs:
-        config = min(_sizes(config), key=lambda c: abs(state_bytes(c) - STATE))
+    """The config with a state near STATE and parameters near PARAMETERS."""
+    if not knobs:
+        return _filled(config)
+    if not set(config.pattern) & set(OWN_LAYERS):
+        return _filled(min(_sizes(config), key=lambda c: abs(state_bytes(c) - STATE)))
+    # Their feed-forward is state too, so one depends on the other.
+    return min(map(_filled, _levels(config)), key=lambda c: abs(state_bytes(c) - STATE))
+
+
+def _filled(config: ModelConfig) -> ModelConfig:
+    """The config with the feed-forward that makes up the parameters."""
     low, high = 0.02, 32.0  # bisection: parameters grow with the feed-forward
-    for _ in range(24):
+    for _ in range(14):
         middle = (low + high) / 2
         if parameters(replace(config, feed_forward=middle)) < PARAMETERS:
             low = middle
@@ -81,17 +91,24 @@ def _sizes(config: ModelConfig) -> Iterator[ModelConfig]:
             yield replace(config, memory=replace(config.memory, head_width=head_width, expansion=expansion))
 
 
+def _levels(config: ModelConfig) -> Iterator[ModelConfig]:
+    """The config with one level that learns among more and more that do not."""
+    for resting in (0, 1, 3, 7, 11, 15):
+        continuum = replace(config.memory.continuum, periods=[config.memory.chunk_size, *[None] * resting])
+        for head_width in (16, 32):
+            memory = replace(config.memory, head_width=head_width, expansion=1.0, continuum=continuum)
+            yield replace(config, memory=memory)
+
+
 def state_bytes(config: ModelConfig) -> int:
-    """Of one sequence before its first token."""
-    with torch.device("meta"):
-        return build(config).init_state(1).nbytes
+    """Of one sequence of ROW tokens; only full attention's depends on how many."""
+    if config.attention.window is not None:
+        with torch.device("meta"):
+            return build_model(config).init_state(1).nbytes
+    with torch.no_grad():
+        return build_model(config)(torch.zeros(1, ROW, dtype=torch.long))[1].nbytes
 
 
 def parameters(config: ModelConfig) -> int:
     with torch.device("meta"):
-        return sum(p.numel() for p in build(config).parameters())
-
-
-def build(config: ModelConfig) -> CausalLM:
-    """The model that the config names."""
-    return registry.find("model", config.model, CausalLM, "model.model")(config)
+        return sum(p.numel() for p in build_model(config).parameters())

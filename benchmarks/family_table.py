@@ -66,6 +66,7 @@ def hope_tables(rows: list[Row]) -> str:
         for row in rows:
             if row["claim"] == claim and "failed" not in row:
                 groups[row["member"]].append(row)
+        lines += [f"| {r['member']} (seed {r['seed']}) | {r['failed']} |" for r in rows if "failed" in r]
         for name, own in groups.items():
             sizes = [f"{own[0]['parameters'] / 1e3:.0f}K", f"{own[0]['state_bytes'] / 1024:.0f} KB"]
             seen = f"{median(row['tokens'] for row in own) / 1e6:.1f}M"

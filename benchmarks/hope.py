@@ -4,7 +4,8 @@ Perplexity: models of equal size trained on the built-in prose alone, bits per b
 Tasks in sequence: five tasks of eight keys each, every key shown with its value three times, the tasks one after the
 other; after each task all keys so far are asked. Models with a memory were trained on such streams, other values in
 each row, and only read here. The Transformer is there three times: with a window, with full attention (the ceiling: it
-keeps everything), and with a window and fine-tuned: after each task it takes gradient steps on what it has just seen.
+keeps everything), and with a window and fine-tuned: after each task it takes gradient steps on its questions and
+answers, at the learning rate that keeps the most on other worlds, from the trained weights and from the first ones.
 
 R[i, j] is the share of exact answers on task j after task i (evaluation.md 4.7, GEM 1706.08840). Reported are the mean
 over tasks at the end (accuracy), the mean change since a task was learned (backward transfer), and the mean fall from
@@ -29,18 +30,19 @@ from typing import Any
 import numpy as np
 import torch
 from family import BATCH, Row, ask, finished, loss_of, train, write_rows
-from family_members import BASE, Member, build, fit, parameters, state_bytes
+from family_members import BASE, Member, fit, parameters, state_bytes
 from family_table import update_hope
 from family_tasks import FIRST_FILLER, FIRST_KEY, FIRST_VALUE, IGNORE, KEYS, VALUES, VOCABULARY, Rows, prose, text
 from race import Ticker
 from record import machine, place
 from torch.nn import functional as F
 
-from neuralmem.models.causal_lm import CausalLM
+from neuralmem.models.causal_lm import CausalLM, build_model
 
 TASKS, PER_TASK, SHOWN = 5, 8, 3
+WINDOW_ONLY = "Transformer, frozen"  # it reads, and nothing in it changes
 CONTEXT = 512  # bytes of a row of prose
-FINE_TUNING = {"lr": 3e-3, "steps": 30}
+RATES, STEPS_PER_TASK = (3e-3, 1e-3, 3e-4, 1e-4), 30  # of fine-tuning
 FULL = {"seeds": 3, "seconds": 150.0, "steps": 240, "rows": 48}
 QUICK = {"seeds": 1, "seconds": 10.0, "steps": 240, "rows": 16}
 
@@ -51,7 +53,7 @@ def contenders() -> Iterator[Member]:
         ("titans", ["titans_lmm"], "titans"),
         ("hope", ["hope"], "titans"),
         ("self-modifying titans", ["titans_lmm"], "self_modifying"),
-        ("window", ["transformer"], "titans"),
+        (WINDOW_ONLY, ["transformer"], "titans"),
         ("window + titans (MAG)", ["transformer", "titans_mag"], "titans"),
         ("window + continuum (HOPE-Attention)", ["hope_attention"], "titans"),
     ):
@@ -123,17 +125,15 @@ def read_in_sequence(model: CausalLM, seed: int, rows: int) -> np.ndarray:
     return R
 
 
-def fine_tune_in_sequence(model: CausalLM, seed: int, rows: int) -> np.ndarray:
-    """R of a model that is trained on each task when it comes. A row is a world of its own, so few rows, one by one."""
-    few = max(2, rows // 8)
-    rng = np.random.default_rng([seed, 1 << 33])
-    keys, values = draw_tasks(rng, few)
-    R = np.zeros((few, TASKS, TASKS))
-    for row in range(few):
+def fine_tune_in_sequence(model: CausalLM, worlds: tuple[np.ndarray, np.ndarray], seed: int, lr: float) -> np.ndarray:
+    """R of a model that is trained on each task when it comes. A row is a world of its own, with a model of its own."""
+    keys, values = worlds
+    rng, R = np.random.default_rng([seed, 1 << 35]), np.full((len(keys), TASKS, TASKS), np.nan)
+    for row in range(len(keys)):
         own = copy.deepcopy(model)
-        optimizer = torch.optim.AdamW(own.parameters(), lr=FINE_TUNING["lr"], weight_decay=0.0)
         for i in range(TASKS):
-            for _ in range(int(FINE_TUNING["steps"])):
+            optimizer = torch.optim.AdamW(own.parameters(), lr=lr, weight_decay=0.0)
+            for _ in range(STEPS_PER_TASK):
                 loss = loss_of(own, questions(rng, keys[row : row + 1, i], values[row : row + 1, i]))
                 loss.backward()
                 optimizer.step()
@@ -141,6 +141,17 @@ def fine_tune_in_sequence(model: CausalLM, seed: int, rows: int) -> np.ndarray:
             for j in range(i + 1):
                 R[row, i, j] = answers(own, None, rng, keys[row : row + 1, j], values[row : row + 1, j])
     return R.mean(0)
+
+
+def fine_tuned(model: CausalLM, seed: int, rows: int) -> Row:
+    """Measures at the learning rate that leaves the most known at the end, chosen on other worlds."""
+    tried = draw_tasks(np.random.default_rng([seed, 1 << 36]), max(2, rows // 16))
+    accuracy = {lr: measures(fine_tune_in_sequence(model, tried, seed, lr))["accuracy"] for lr in RATES}
+    best = max(accuracy, key=lambda lr: accuracy[lr])
+    worlds = draw_tasks(np.random.default_rng([seed, 1 << 33]), rows)
+    few = max(2, rows // 8)  # the first of those that the others read
+    found = measures(fine_tune_in_sequence(model, (worlds[0][:few], worlds[1][:few]), seed, best))
+    return found | {"lr": best, "tried": {str(lr): x for lr, x in accuracy.items()}, "worlds": few}
 
 
 def measures(R: np.ndarray) -> Row:
@@ -175,17 +186,30 @@ def sequence(member: Member, seed: int, settings: Row) -> list[Row]:
     row = train(model, seed, settings, stream)
     if "failed" in row:
         return [_described(member, seed, "sequence", row)]
-    rows = [_described(member, seed, "sequence", row | measures(read_in_sequence(model, seed, settings["rows"])))]
-    if member.name == "window":
-        tuned = measures(fine_tune_in_sequence(model, seed, settings["rows"]))
-        rows.append(_described(replace(member, name="window, fine-tuned"), seed, "sequence", row | tuned))
+    found = measures(read_in_sequence(model, seed, settings["rows"])) | {"worlds": settings["rows"]}
+    rows = [_described(member, seed, "sequence", row | found)]
+    if member.name == WINDOW_ONLY:
+        for name, start in (("trained as the others", model), ("from its first weights", _fresh(member, seed))):
+            tuned = row | fine_tuned(start, seed, settings["rows"])
+            rows.append(_described(replace(member, name=f"Transformer, fine-tuned {name}"), seed, "sequence", tuned))
     return rows
+
+
+CLAIMS = {"perplexity": perplexity, "sequence": sequence}
+
+
+def job(claim: str, member: Member, seed: int, settings: Row) -> list[Row]:
+    """The rows of one claim for one contender at one seed."""
+    try:
+        return CLAIMS[claim](member, seed, settings)
+    except Exception as error:  # one failure is a result, and must not end the others'
+        return [_described(member, seed, claim, {"failed": f"{type(error).__name__}: {error}"})]
 
 
 def _fresh(member: Member, seed: int) -> CausalLM:
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    return build(member.config)
+    return build_model(member.config)
 
 
 def _described(member: Member, seed: int, claim: str, row: Row) -> Row:
@@ -198,11 +222,10 @@ def run(settings: Row, name: str) -> None:
     path = place(name)
     rows = finished(path, settings)
     there = {(row["claim"], row["member"], row["seed"]) for row in rows}
-    claims = {"perplexity": perplexity, "sequence": sequence}
     jobs = [
         (claim, member, seed)
         for seed in range(settings["seeds"])
-        for claim in claims
+        for claim in CLAIMS
         for member in contenders()
         if (claim, member.name, seed) not in there and not (claim == "perplexity" and member.name == "full attention")
     ]
@@ -210,7 +233,7 @@ def run(settings: Row, name: str) -> None:
         ProcessPoolExecutor(min(2, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool,
         Ticker(len(jobs)).running() as ticker,
     ):
-        waiting = [pool.submit(claims[claim], member, seed, settings) for claim, member, seed in jobs]
+        waiting = [pool.submit(job, claim, member, seed, settings) for claim, member, seed in jobs]
         for done in as_completed(waiting):
             rows += done.result()
             write_rows(path, settings, rows)
