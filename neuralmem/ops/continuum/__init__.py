@@ -72,6 +72,7 @@ def continuum_memory(
         UserError: a shape, dtype, device or value that does not fit, naming the argument.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> first = (torch.randn(1, 1, 12, 4), torch.zeros(1, 1, 4, 6))
         >>> form = Form((8,), (first,), (torch.ones(4),), residual=True)
         >>> k, v, gate = torch.randn(1, 8, 1, 4), torch.randn(1, 8, 1, 4), torch.ones(1, 8, 1, 1) / 8
