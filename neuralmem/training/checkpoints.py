@@ -55,7 +55,6 @@ class Checkpoints(Checkpoint):
         step = trainer.global_step
         if step == self.saved or step == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        self.saved = step
         folder = _folder(trainer)
         path = folder / f"step={step}.ckpt"
         temporary = folder / f".{path.name}"
@@ -67,6 +66,7 @@ class Checkpoints(Checkpoint):
             for _, old in sorted(_found(folder))[: -self.keep]:
                 old.unlink()
         self.replaced = []
+        self.saved = step  # at the end: a run that is interrupted while it saves has to save once more
         trainer.strategy.barrier()
 
 

@@ -1,5 +1,6 @@
 """train.py as a user starts it: another process, its exit code, its output."""
 
+import contextlib
 import os
 import re
 import resource
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import lightning.pytorch
 import pytest
 
 from neuralmem.training.cli import main
@@ -107,3 +109,19 @@ def test_two_processes_resume_exactly(tmp_path: Path, options: list[str]) -> Non
         assert done.returncode == 0, done.stderr
     whole, half = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "half"))
     assert half == whole
+
+
+def test_an_interrupt_while_it_saves_still_leaves_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = lightning.pytorch.Trainer.save_checkpoint
+    calls = []
+
+    def interrupted_once(trainer, path, *rest) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        saved(trainer, path, *rest)
+
+    monkeypatch.setattr(lightning.pytorch.Trainer, "save_checkpoint", interrupted_once)
+    with contextlib.suppress(SystemExit, KeyboardInterrupt):
+        main(["--config", TINY, "--run", str(tmp_path), "--model.depth", "1"])
+    assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == ["step=5.ckpt"]
