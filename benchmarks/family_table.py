@@ -80,8 +80,9 @@ def hope_tables(rows: list[Row]) -> str:
 def provenance(result: Row) -> str:
     made, settings = result["machine"], result["settings"]
     commits = ", ".join(sorted({row["commit"] for row in result["rows"]}))
+    seeds = len({row["seed"] for row in result["rows"]})
     return (
-        f"torch {made['torch']}, commit {commits}; {settings['seeds']} seeds, at most "
+        f"torch {made['torch']}, commit {commits}; {seeds} seeds, at most "
         f"{settings['steps']} steps or {settings['seconds']:g} s of CPU time each. "
         "Means over seeds, in brackets the least and the most."
     )
