@@ -33,7 +33,8 @@ class DeltaMomentum(MatrixOptimizer):
         params: matrices [D_out, D_in], or groups of them
         lr: learning rate, comparable with AdamW's
         momentum: share of the momentum that a step keeps where the gradient has no part
-        delta: share of what the momentum holds along the gradient that is removed; 0 is plain momentum, 1 as printed
+        delta: how much of what the momentum holds along the gradient is removed: this share if the gradient has rank
+            one, and the less the more directions it has; 0 is plain momentum, 1 as printed
         square_decay: share of V that a step keeps; None is P = 1, and lr then is comparable with SGD's
         eps: added to sqrt(V), and the least length that a gradient is divided by
         weight_decay: decoupled, in units of lr
