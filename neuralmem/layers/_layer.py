@@ -65,7 +65,7 @@ def hidden_width(config: ModelConfig) -> int:
 
 def build_memory(config: ModelConfig) -> Memory:
     """The memory that the config names. A field that was set and means nothing to it is worth a warning."""
-    rule = registry.find("rule", config.memory.rule, Memory, "memory.rule")
+    rule: type[Memory] = registry.find("rule", config.memory.rule, Memory, "memory.rule")
     if unused := rule.unused(config.memory):
         warnings.warn(f"rule {config.memory.rule} does not use memory.{', memory.'.join(unused)}", stacklevel=2)
     return rule(config.width, config.memory)
