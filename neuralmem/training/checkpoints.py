@@ -48,7 +48,7 @@ class Checkpoints(Checkpoint):
         step = trainer.global_step
         # Between the batches of a step the number is that of the step before, which was tried already.
         if step % self.every == 0 and step != self.tried:
-            self._save(trainer)
+            self._save_or_say(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if problem := self._save(trainer):
@@ -57,10 +57,15 @@ class Checkpoints(Checkpoint):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt):
-            self._save(trainer)
+            self._save_or_say(trainer)
+
+    def _save_or_say(self, trainer: L.Trainer) -> None:
+        if (problem := self._save(trainer)) and trainer.is_global_zero:
+            kept = "training goes on, earlier checkpoints are kept"
+            _say(trainer, f"warning: step {trainer.global_step:,} {problem}; {kept}")
 
     def _save(self, trainer: L.Trainer) -> str | None:
-        """Returns what went wrong, which was said; the same on every rank."""
+        """Returns what went wrong, on every rank; None: nothing did."""
         step = trainer.global_step
         if step == self.saved or step == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return None
@@ -70,8 +75,6 @@ class Checkpoints(Checkpoint):
         problem = f"was not saved: {failures[0]}" if failures else None
         self.tried = step
         if problem := trainer.strategy.broadcast(problem):
-            if trainer.is_global_zero:
-                _say(trainer, f"warning: step {step:,} {problem}; earlier checkpoints are kept, training goes on")
             return problem
         if trainer.is_global_zero:
             self._tidy(trainer, path)
