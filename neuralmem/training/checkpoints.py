@@ -48,7 +48,7 @@ class Checkpoints(Checkpoint):
         step = trainer.global_step
         # Between the batches of a step the number is that of the step before, which was tried already.
         if step % self.every == 0 and step != self.tried:
-            self._save_or_say(trainer)
+            self.save_now(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if problem := self._save(trainer):
@@ -57,12 +57,13 @@ class Checkpoints(Checkpoint):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt):
-            self._save_or_say(trainer)
+            self.save_now(trainer)
 
-    def _save_or_say(self, trainer: L.Trainer) -> None:
+    def save_now(self, trainer: L.Trainer) -> str | None:
+        """Save, unless this step is saved; on every rank at once. Says and returns what went wrong; None: nothing."""
         if (problem := self._save(trainer)) and trainer.is_global_zero:
-            kept = "training goes on, earlier checkpoints are kept"
-            _say(trainer, f"warning: step {trainer.global_step:,} {problem}; {kept}")
+            _say(trainer, f"warning: step {trainer.global_step:,} {problem}; earlier checkpoints are kept")
+        return problem
 
     def _save(self, trainer: L.Trainer) -> str | None:
         """Returns what went wrong, on every rank; None: nothing did."""

@@ -127,6 +127,8 @@ def die_at(point: int) -> None:
 def main(folder: str, trials: str, seed: str, stride: str = "") -> None:
     torch.set_num_threads(1)
     run, chance, problems = Run(Path(folder)), random.Random(int(seed)), []
+    if stride:
+        os.fsync = lambda descriptor: None  # a call to die at; to outlive a process, nothing has to reach the disk
     began = time.perf_counter()
     run.save(1)
     took, reported = time.perf_counter() - began, 1

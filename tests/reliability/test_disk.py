@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from tests.reliability.conftest import TINY
 from tests.reliability.saving import Run
 
 Train = Callable[..., Path]
+ROOT = Path(__file__).parents[2]
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -77,7 +79,7 @@ def test_free_space_is_looked_at_first(train: Train, monkeypatch: pytest.MonkeyP
     run = train("transformer", "a", "--checkpoint.every", "4")
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert len(said) == 1
-    assert re.match(r"warning: step 8 was not saved: [\d,]+ bytes are needed, 1,234 are free \(.*\); training", said[0])
+    assert re.match(r"warning: step 8 was not saved: [\d,]+ bytes are needed, 1,234 are free \(.*\); earlier", said[0])
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"step=4", "step=10"}
 
 
@@ -152,3 +154,16 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(small_disk: Path, ca
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert main(["--config", str(TINY / "transformer.yaml"), "--run", str(small_disk / "run")]) == 2
     assert capsys.readouterr().err.endswith("which cannot be written: Read-only file system\n")
+
+
+@pytest.mark.soak
+def test_every_rank_hears_of_a_full_disk(small_disk: Path) -> None:
+    wrong, right = (command.format(small_disk) for command in FAULTS["full"])
+    options = ["--config", str(TINY / "transformer.yaml"), "--run", str(small_disk / "run"), "--checkpoint.every", "3"]
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", *at_steps(s5=wrong, s8=f"{right} -f")]
+    command = [sys.executable, str(ROOT / "train.py"), *options, *two]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=small_disk, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("step 6 was not saved") == 1
+    assert newest(small_disk / "run" / "checkpoints") == small_disk / "run" / "checkpoints" / "step=10"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from neuralmem.training.cli import main
 from neuralmem.training.folder_io import read_checkpoint
 from neuralmem.training.logs import read_metrics
 from neuralmem.training.plain import pack
@@ -105,3 +106,23 @@ def test_a_run_cut_anywhere_is_the_uninterrupted_one(
     assert (half / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     last = f"checkpoints/step={int(losses(whole)[-1][0])}"
     same(half / last, whole / last)
+
+
+def test_another_number_of_readers_is_refused(train: Train, capsys: pytest.CaptureFixture) -> None:
+    run = train("transformer", "a", "--trainer.max_steps", "2")
+    before = sorted(path.name for path in run.rglob("*"))
+    capsys.readouterr()
+    assert main(["--config", str(run / "config.yaml"), "--resume", "auto", "--data.num_workers", "2"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    theirs, ours = (f"1 device(s) and {workers} loader process(es) on each" for workers in (0, 2))
+    assert said.startswith(f"error: the checkpoint is of a run with {theirs}, this run has {ours}; ")
+    assert sorted(path.name for path in run.rglob("*")) == before
+
+
+def test_resume_and_another_checkpoint_are_refused(train: Train, capsys: pytest.CaptureFixture) -> None:
+    run = train("transformer", "a", "--trainer.max_steps", "1")
+    options = ["--config", str(run / "config.yaml"), "--ckpt_path", "a/checkpoints/step=1"]
+    assert main([*options, "--resume", "auto"]) == 2
+    assert "resume is 'auto' and ckpt_path is 'a/checkpoints/step=1'; give one of them" in capsys.readouterr().err
+    assert main([*options, "--resume", "last"]) == 2
+    assert "resume is 'last'" in capsys.readouterr().err
