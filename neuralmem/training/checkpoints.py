@@ -51,6 +51,10 @@ class Checkpoints(Checkpoint):
         if isinstance(exception, KeyboardInterrupt):
             self._save(trainer)
 
+    def save_now(self, trainer: L.Trainer) -> None:
+        """Save at the end of a step; on every device at once, and nothing where this step is saved already."""
+        self._save(trainer)
+
     def _save(self, trainer: L.Trainer) -> None:
         step = trainer.global_step
         if step == self.saved or step == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]

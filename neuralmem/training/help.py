@@ -36,6 +36,7 @@ commonest options:
   --data NAME                     the source of training text; --data.FIELD VALUE sets its fields
   --checkpoint.every N            steps between checkpoints
   --checkpoint.keep N             how many are kept
+  --faults.patience N             skipped steps in a row (loss or gradient not finite) that stop the run
 
   --trainer.max_steps N           optimizer steps
   --trainer.max_time DD:HH:MM:SS  time budget; the learning rate then follows the clock

@@ -19,6 +19,7 @@ from neuralmem.memory._memory import Memory
 from neuralmem.models._prime import PrimeFeedForward
 from neuralmem.models.causal_lm import CausalLM, build_model
 from neuralmem.state import State
+from neuralmem.training.faults import restart_broken
 from neuralmem.training.loss import token_loss
 from neuralmem.training.optim import OptimizerConfig, learning_rate, make_optimizer
 from neuralmem.training.ranks import gather, own
@@ -44,19 +45,22 @@ class LanguageModel(L.LightningModule):
         self.carried: State | None = None
 
     def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
-        """Loss of one batch; beside it what the callbacks show: tokens read, answers exact and asked."""
+        """Loss of one batch; beside it what callbacks show: tokens, answers exact and asked, memories restarted."""
         carry = getattr(self.trainer.datamodule, "carry_memory", False)  # type: ignore[attr-defined]
         before, cost = self.carried if carry else None, self.optimizer_config.write_cost
         with probe.recording(self.model, attached=True, only="write") if cost else nullcontext() as record:
             chosen, logits, state = self._predict(batch, before)
-        self.carried = state.detach() if carry else None
+        restarted = {}
+        if carry:
+            self.carried, count = restart_broken(state.detach(), self.model.init_state(len(batch.tokens)).detach())
+            restarted["restarted"] = count
         loss = reading = _loss(logits, chosen, batch)
         if record is not None and (written := record.total("write")) is not None:
             loss = loss + cost * written
         if carry and self.trainer.world_size > 1:
             loss = _with_first_weights(loss, self.model)
         self.log("loss", reading.detach(), logger=False, batch_size=len(batch.tokens))
-        return {"loss": loss, **_counts(logits, chosen, batch)}
+        return {"loss": loss, **restarted, **_counts(logits, chosen, batch)}
 
     def _predict(self, batch: Batch, state: State | None) -> tuple[Tensor, Tensor, State]:
         """Logits [n, V] where there are targets, which the Bool [B, T] in front says, and the state."""
