@@ -14,12 +14,12 @@ import lightning.pytorch as L
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from neuralmem.data.batch import Batch
 from neuralmem.errors import UserError
 from neuralmem.state import State
 from neuralmem.training.checkpoints import Checkpoints
+from neuralmem.training.sharding import part
 
 FOLDER = "faults"
 FEWEST = 16  # losses without which none is called a spike
@@ -136,7 +136,7 @@ class Faults(L.Callback):
 def gradients_finite(module: torch.nn.Module) -> Tensor:
     """Bool [], whether every gradient is finite, of sharded ones this device's part."""
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    return torch.nn.utils.get_total_norm([_local(x) for x in gradients]).isfinite()
+    return torch.nn.utils.get_total_norm([part(x) for x in gradients]).isfinite()
 
 
 def skip(module: torch.nn.Module) -> None:
@@ -165,39 +165,33 @@ def spike_limit(recent: deque[float], factor: float) -> float:
     return middle + factor * max(spread, 0.01 * abs(middle))  # a loss that stands still has no deviation
 
 
-def restart_broken(state: State, fresh: State) -> tuple[State, Tensor]:
-    """Begin anew in the samples whose memory is not finite, so that it harms one document and not the run.
+def restart_broken(state: State, batch: Batch) -> tuple[State, Batch, Tensor]:
+    """Begin anew in the rows whose memory is not finite, so that it harms one document and not the run.
 
     Args:
-        state: what a model has read, B samples
-        fresh: what it has read before the first token
+        state: what a model has read, B rows
+        batch: what it is to read next
 
     Returns:
-        The state, and how many samples begin anew, Int [].
+        The state with zeros in those rows, the batch as if a document started there, and how many they are, Int [].
 
     Example:
         >>> from dataclasses import dataclass
         >>> @dataclass(frozen=True)
         ... class Sum(State):
         ...     total: Tensor
-        >>> state, count = restart_broken(Sum(torch.tensor([[1.0], [torch.nan]])), Sum(torch.zeros(2, 1)))
-        >>> state.total.tolist(), int(count)
-        ([[1.0], [0.0]], 1)
+        >>> tokens = torch.zeros(2, 3, dtype=torch.long)
+        >>> state, batch, count = restart_broken(Sum(torch.tensor([[1.0], [torch.nan]])), Batch(tokens, tokens))
+        >>> state.total.tolist(), batch.reset.tolist(), int(count)
+        ([[1.0], [0.0]], [[False, False, False], [True, False, False]], 1)
     """
     floats = [x for _, x in state.items() if x.is_floating_point()]
     whole = torch.stack([x.flatten(1).isfinite().all(1) for x in floats]).all(0)
-    broken = (~whole).sum()
-    if not broken:
-        return state, broken
-    starts = iter([x for _, x in fresh.items()])
-
-    def choose(x: Tensor) -> Tensor:
-        start = next(starts)
-        start = start if start.shape == x.shape else torch.zeros_like(x)  # a cache that has grown, of which none counts
-        return torch.where(whole.view(-1, *[1] * (x.ndim - 1)), x, start)
-
-    return state.map(choose), broken
-
-
-def _local(x: Tensor) -> Tensor:
-    return x.to_local() if isinstance(x, DTensor) else x
+    count = (~whole).sum()
+    if not count:
+        return state, batch, count
+    reset = torch.zeros_like(batch.tokens, dtype=torch.bool) if batch.reset is None else batch.reset.clone()
+    first = torch.zeros_like(whole, dtype=torch.long) if batch.mask is None else batch.mask.long().argmax(1)
+    reset[~whole, first[~whole]] = True
+    clean = state.map(lambda x: torch.where(whole.view(-1, *[1] * (x.ndim - 1)), x, 0))
+    return clean, batch._replace(reset=reset), count

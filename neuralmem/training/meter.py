@@ -16,6 +16,7 @@ from torch import Tensor
 
 from neuralmem import probe
 from neuralmem.training.mastery import curriculum
+from neuralmem.training.sharding import whole
 
 
 class Meter(L.Callback):
@@ -48,7 +49,7 @@ class Meter(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        self._add_finite("gradient_norm", torch.nn.utils.get_total_norm(gradients))
+        self._add_finite("gradient_norm", whole(torch.nn.utils.get_total_norm(gradients)))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -96,7 +96,7 @@ def test_memory_that_is_not_finite_begins_anew(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(LanguageModel, "_predict", predict)
     assert train(monkeypatch, tmp_path, {}, "--trainer.max_steps", "4", "--data.carry", "true") == 0
     rows = read_metrics(tmp_path / "metrics.csv")
-    assert [row.get("restarted_memories") for row in rows] == [None, 1, None, None]
+    assert [row.get("restarted_memories") for row in rows] == [None, None, 1, None]
     assert not any("skipped_steps" in row for row in rows)
 
 
