@@ -24,6 +24,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from neuralmem.durable import manifest
 from neuralmem.errors import UserError, nearest
 from neuralmem.evaluation.heatmap import write_heatmaps
 from neuralmem.evaluation.lengths import parse_depths, parse_lengths, parse_samples, split_list
@@ -35,7 +36,7 @@ from neuralmem.evaluation.recall import TrainingData, read_training_data
 from neuralmem.evaluation.rows import Subject
 from neuralmem.evaluation.summary import summarise, to_csv
 from neuralmem.evaluation.table import print_table
-from neuralmem.models.checkpoint import MANIFEST, load
+from neuralmem.models.checkpoint import load
 
 # What is asked when the user says nothing, and the only place that says it: `make demo` and the benchmarks rely on it.
 # All controls belong to it (`evaluate`). Without a training length, multiples of it mean nothing.
@@ -113,9 +114,9 @@ def make_settings(options: argparse.Namespace, training: TrainingData) -> Settin
 
 def describe(model: Any, tokenizer: Any, folder: Path, dtype: str, device: torch.device) -> Subject:
     """How rows name the checkpoint; the hash is that of its weights, from the manifest that loading has verified."""
-    manifest = json.loads((folder / MANIFEST).read_text())
+    listed = json.loads(manifest(folder) or b"{}")
     chunk = model.config.memory.chunk_size if model.has_memory else None
-    weights = manifest["files"]["model.safetensors"]["sha256"]
+    weights = listed["files"]["model.safetensors"]["sha256"]
     return Subject(model.reach, tokenizer.fingerprint, weights, chunk, chunk, dtype, str(device))
 
 

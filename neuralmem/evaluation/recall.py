@@ -61,8 +61,7 @@ def read_training_data(folder: Path) -> TrainingData:
     """
     if not folder.is_dir():
         raise UserError(f"--checkpoint is {str(folder)!r}, which does not exist")
-    verify(folder)
-    path = folder / "data.json"
+    path = verify(folder).get("data.json", folder / "data.json")
     if not path.is_file():
         return TrainingData()
     try:

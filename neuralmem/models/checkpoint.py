@@ -4,11 +4,8 @@ Special: written whole or not at all, verified before anything is loaded (safete
 bit), and nothing in it is code: no pickle, and layer names reach files of this package only.
 """
 
-import hashlib
 import json
-import os
-import shutil
-import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +14,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
+from neuralmem import durable
 from neuralmem.config import ModelConfig
+from neuralmem.durable import read_whole, whole_folder
 from neuralmem.errors import UserError
 from neuralmem.models.causal_lm import CausalLM, build_model
 from neuralmem.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = "neuralmem-checkpoint-1"
-MANIFEST = "manifest.json"
+REQUIRED = ("config.json", "model.safetensors")
 
 
 def save(
@@ -42,28 +41,30 @@ def save(
     """
     folder = Path(folder)
     refuse_file("folder", folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    temporary.mkdir()
-    try:
-        tied = model.config.tie_embeddings
-        weights = {
-            name: x.detach().cpu().contiguous()
-            for name, x in model.state_dict().items()
-            if not (tied and name == "head.weight")
-        }
-        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
-        config = {"format": FORMAT, **model.config.to_dict()}
-        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        if tokenizer is not None:
-            tokenizer.save(temporary)
-        if data is not None:
-            (temporary / "data.json").write_text(json.dumps(data, indent=2) + "\n")
-        entries = {file.name: _entry(file) for file in sorted(temporary.iterdir())}
-        (temporary / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": entries}, indent=2) + "\n")
-        _publish(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with whole_folder(folder, FORMAT) as new:
+        write_model(new, model.config, model.state_dict(), tokenizer, data)
+
+
+def write_model(
+    folder: Path,
+    config: ModelConfig,
+    weights: dict[str, torch.Tensor],
+    tokenizer: Tokenizer | None = None,
+    data: dict[str, Any] | None = None,
+) -> None:
+    """Write the files of a model into an empty folder, without its manifest; `weights` are those of a state_dict."""
+    kept = {
+        name: x.detach().cpu().contiguous()
+        for name, x in weights.items()
+        if not (config.tie_embeddings and name == "head.weight")
+    }
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    fields = {"format": FORMAT, **config.to_dict()}
+    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    if tokenizer is not None:
+        tokenizer.save(folder)
+    if data is not None:
+        (folder / "data.json").write_text(json.dumps(data, indent=2) + "\n")
 
 
 def load(folder: str | Path, *, device: torch.device | str = "cpu") -> tuple[CausalLM, Tokenizer | None]:
@@ -83,22 +84,39 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> tuple[Cau
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"checkpoint {folder} does not exist")
-    listed = verify(folder)
     _refuse_device(device)
-    config = _read_config(folder / "config.json")
+    return read_whole(folder, FORMAT, REQUIRED, lambda files: _load(files, device))
+
+
+def read_weights(files: Mapping[str, Path], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+    """The weights of a model, named as in its state_dict, tied ones under both names.
+
+    Args:
+        files: what `verify` has found
+
+    Raises:
+        UserError: a file that is none of neuralmem's.
+    """
+    file = files["model.safetensors"]
+    try:
+        weights = load_file(file, device=str(device))
+    except SafetensorError as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+    if _read_config(files["config.json"]).tie_embeddings and "embedding.weight" in weights:
+        weights["head.weight"] = weights["embedding.weight"]
+    return weights
+
+
+def _load(files: Mapping[str, Path], device: torch.device | str) -> tuple[CausalLM, Tokenizer | None]:
+    config = _read_config(files["config.json"])
     with _Uninitialised():
         model = build_model(config)
-    try:
-        weights = load_file(folder / "model.safetensors", device=str(device))
-    except SafetensorError as error:
-        raise UserError(f"{folder / 'model.safetensors'} cannot be read: {error}") from None
-    if config.tie_embeddings and "embedding.weight" in weights:
-        weights["head.weight"] = weights["embedding.weight"]
-    _fits(folder, model, weights)
+    weights = read_weights(files, device)
+    _fits(files["model.safetensors"], model, weights)
     model.load_state_dict(weights, assign=True)
     if config.tie_embeddings:
         model.head.weight = model.embedding.weight
-    tokenizer = load_tokenizer(folder) if "tokenizer.json" in listed else None
+    tokenizer = load_tokenizer(files["tokenizer.json"]) if "tokenizer.json" in files else None
     return model.requires_grad_(True).eval(), tokenizer
 
 
@@ -147,64 +165,27 @@ class _Uninitialised(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def verify(folder: str | Path) -> set[str]:
-    """Compare every file of a checkpoint with its manifest and return their names; other files do not belong to it.
+def verify(folder: str | Path) -> dict[str, Path]:
+    """Compare every file of a checkpoint with its manifest; other files do not belong to it.
+
+    Returns:
+        Where the files lie, by name.
 
     Raises:
         UserError: naming the first file that is missing or differs.
     """
-    folder = Path(folder)
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        raise UserError(f"checkpoint {folder} has no {MANIFEST}: not a checkpoint, or not completely written")
-    try:
-        content = json.loads(manifest.read_text())
-        entries = dict(content["files"])
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{manifest} is damaged: it is not the JSON that neuralmem writes") from None
-    if content.get("format") != FORMAT:
-        raise UserError(f"{manifest} has format {content.get('format')!r}; this version reads {FORMAT!r}")
-    for name in ("config.json", "model.safetensors", *entries):
-        file = folder / name
-        if name not in entries or Path(name).name != name:
-            raise UserError(f"{manifest} does not list {name}")
-        if not file.is_file():
-            raise UserError(f"{file} is missing")
-        if _entry(file) != entries[name]:
-            raise UserError(f"{file} is damaged: its size or sha256 is not that of {MANIFEST}")
-    return set(entries)
+    return durable.verify(folder, FORMAT, REQUIRED)
 
 
-def _entry(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        return {"sha256": hashlib.file_digest(stream, "sha256").hexdigest(), "bytes": file.stat().st_size}
-
-
-def _publish(temporary: Path, folder: Path) -> None:
-    """Make the finished files the folder's. A new folder appears in one rename; in an old one the manifest goes first
-    and comes last, so that a half-replaced folder never passes for a checkpoint."""
-    for file in temporary.iterdir():
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-    if not folder.exists():
-        os.replace(temporary, folder)
-        return
-    (folder / MANIFEST).unlink(missing_ok=True)
-    for file in sorted(temporary.iterdir(), key=lambda f: f.name == MANIFEST):
-        os.replace(file, folder / file.name)
-
-
-def _fits(folder: Path, model: CausalLM, weights: dict[str, torch.Tensor]) -> None:
+def _fits(file: Path, model: CausalLM, weights: dict[str, torch.Tensor]) -> None:
     expected = model.state_dict()
     for name in sorted(expected.keys() | weights.keys()):
         if name not in weights:
-            raise UserError(f"{folder / 'model.safetensors'} lacks tensor {name}")
+            raise UserError(f"{file} lacks tensor {name}")
         if name not in expected:
-            raise UserError(
-                f"{folder / 'model.safetensors'} has tensor {name}, which the model of config.json does not"
-            )
+            raise UserError(f"{file} has tensor {name}, which the model of config.json does not")
         if expected[name].shape != weights[name].shape:
             raise UserError(
-                f"{folder / 'model.safetensors'}: {name} has shape {list(weights[name].shape)}; "
+                f"{file}: {name} has shape {list(weights[name].shape)}; "
                 f"the model of config.json has {list(expected[name].shape)}"
             )

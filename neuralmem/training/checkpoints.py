@@ -1,22 +1,22 @@
-"""What a run leaves behind: checkpoints to resume from, and the model as a folder that needs no Lightning.
+"""When a run saves, what it keeps, and what it does when the disk refuses.
 
-Special: a checkpoint is renamed into place when it is complete, the oldest are removed after that, and each comes with
-`neuralmem.save` into the run's folder. Resuming from one gives the run that was not interrupted. A run that does not go
-on from the checkpoints in its folder replaces them, but not before it has one of its own.
+Special: a failed save is said in one line, costs no earlier checkpoint and does not end the run; only the last one
+does. Retention counts whole checkpoints alone. A run that does not go on from the checkpoints in its folder replaces
+them, but not before it has one of its own. Saves happen after optimizer steps, never between the batches of one.
 """
 
 import os
-import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from neuralmem.errors import UserError, nearest
-from neuralmem.models.checkpoint import save
-
-FOLDER = "checkpoints"
+from neuralmem import durable
+from neuralmem.errors import UserError
+from neuralmem.training.folder_io import FolderIO
+from neuralmem.training.resume import FOLDER, broken, found, set_aside
 
 
 class Checkpoints(Checkpoint):
@@ -33,95 +33,100 @@ class Checkpoints(Checkpoint):
             if value < 1:
                 raise UserError(f"checkpoint.{name} is {value}; it must be a positive integer")
         self.every, self.keep = every, keep
-        self.saved = -1  # the step of the newest checkpoint
+        self.saved = self.tried = -1  # the step of the newest checkpoint, and of the last attempt
         self.replaced: list[Path] = []  # what an older run left that this one does not go on from
+        self.known: dict[Path, object] = {}  # verified checkpoints, and what their files looked like then
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        self._io(trainer).describe(pl_module.model.config, getattr(trainer.datamodule, "tokenizer", None))  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.saved = trainer.global_step
-        self.replaced = [file for step, file in _found(_folder(trainer)) if step > self.saved]
+        self.saved = self.tried = trainer.global_step
+        self.replaced = [path for step, path in found(_folder(trainer)) if step > self.saved]
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if trainer.global_step % self.every == 0:
+        step = trainer.global_step
+        # Between the batches of a step the number is that of the step before, which was tried already.
+        if step % self.every == 0 and step != self.tried:
             self._save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._save(trainer)
+        if problem := self._save(trainer):
+            kept = f"the newest checkpoint is of step {self.saved:,}" if self.saved > 0 else "there is no checkpoint"
+            raise UserError(f"the run has ended, but its last state, step {trainer.global_step:,}, {problem}; {kept}")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt):
             self._save(trainer)
 
-    def save_now(self, trainer: L.Trainer) -> None:
-        """Save at the end of a step; on every device at once, and nothing where this step is saved already."""
-        self._save(trainer)
+    def save_now(self, trainer: L.Trainer) -> str | None:
+        """Save at the end of a step, unless that is done; on every rank at once. Returns what went wrong, or None."""
+        return self._save(trainer)
 
-    def _save(self, trainer: L.Trainer) -> None:
+    def _save(self, trainer: L.Trainer) -> str | None:
+        """Returns what went wrong, which was said; the same on every rank."""
         step = trainer.global_step
         if step == self.saved or step == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        folder = _folder(trainer)
-        path = folder / f"step={step}.ckpt"
-        temporary = folder / f".{path.name}"
-        trainer.save_checkpoint(temporary)
+            return None
+        path = _folder(trainer) / f"step={step}"
+        with self._io(trainer).failing_softly() as failures:
+            trainer.save_checkpoint(path)
+        problem = f"was not saved: {failures[0]}" if failures else None
+        self.tried = step
+        if problem := trainer.strategy.broadcast(problem):
+            if trainer.is_global_zero:
+                _say(trainer, f"warning: step {step:,} {problem}; earlier checkpoints are kept, training goes on")
+            return problem
         if trainer.is_global_zero:
-            os.replace(temporary, path)
-            for old in {*self.replaced} - {path}:
-                old.unlink(missing_ok=True)
-            for _, old in sorted(_found(folder))[: -self.keep]:
-                old.unlink()
+            self._tidy(trainer, path)
         self.replaced = []
         self.saved = step  # at the end: a run that is interrupted while it saves has to save once more
         trainer.strategy.barrier()
-
-
-class SaveModel(L.Callback):
-    """Write the model with `neuralmem.save` into the run's folder, with every checkpoint, and what it was made of.
-
-    Not earlier: a run that fails before its first checkpoint leaves the finished run in its folder as it was.
-
-    Args:
-        config: the resolved configuration as YAML, for config.yaml
-        data: the data's part of it, for data.json
-    """
-
-    def __init__(self, config: str, data: dict[str, Any]) -> None:
-        self.config, self.data = config, data
-
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        if trainer.is_global_zero:
-            tokenizer = getattr(trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
-            save(trainer.default_root_dir, pl_module.model, tokenizer, data=self.data)
-            (Path(trainer.default_root_dir) / "config.yaml").write_text(self.config)
-
-
-def find_checkpoint(run: str | Path, wanted: str | None) -> Path | None:
-    """The checkpoint that `--ckpt_path` means.
-
-    Args:
-        run: the run's folder
-        wanted: a file, "last" for the newest of the run (None if it has none), or None
-
-    Raises:
-        UserError: there is no such file.
-    """
-    if wanted is None:
         return None
-    folder = Path(run) / FOLDER
-    if wanted == "last":
-        return max(_found(folder))[1] if _found(folder) else None
-    path = Path(wanted)
-    if not path.is_file():
-        known = ["last", *(str(file) for _, file in _found(folder))]
-        raise UserError(
-            f"ckpt_path is {wanted!r}, which is no file; it must be a checkpoint or 'last'{nearest(wanted, known)}"
-        )
-    return path
+
+    def _tidy(self, trainer: L.Trainer, new: Path) -> None:
+        """Remove what `new` makes superfluous: an earlier run's checkpoints, and whole ones beyond `keep`."""
+        self.known[new] = _look(new)
+        try:
+            for old in {*self.replaced} - {new}:
+                durable.remove(old)
+            good = [path for _, path in sorted(found(_folder(trainer)), reverse=True) if self._is_whole(path)]
+            for old in good[self.keep :]:
+                durable.remove(old)
+        except OSError as error:
+            _say(trainer, f"warning: old checkpoints were not removed: {durable.reason(error)}")
+
+    def _is_whole(self, path: Path) -> bool:
+        """Verified by this run and untouched since, or verified now; a broken one is set aside."""
+        look = _look(path)
+        if self.known.get(path) != look:
+            if (problem := broken(path)) is not None:
+                set_aside(path, problem)
+                return False
+            self.known[path] = look
+        return True
+
+    @staticmethod
+    def _io(trainer: L.Trainer) -> FolderIO:
+        io = trainer.strategy.checkpoint_io
+        assert isinstance(io, FolderIO), "the command line gives the trainer a FolderIO"
+        return io
+
+
+def _look(path: Path) -> list[tuple[str, int, int, int]]:
+    """What changes when somebody touches the files of a folder, short of reading them."""
+    with os.scandir(path) as files:
+        looks = [(file.name, file.stat()) for file in files]
+    return sorted((name, look.st_ino, look.st_size, look.st_mtime_ns) for name, look in looks)
 
 
 def _folder(trainer: L.Trainer) -> Path:
     return Path(trainer.default_root_dir) / FOLDER
 
 
-def _found(folder: Path) -> list[tuple[int, Path]]:
-    named = [(re.fullmatch(r"step=(\d+)\.ckpt", file.name), file) for file in folder.glob("*.ckpt")]
-    return [(int(match[1]), file) for match, file in named if match]
+def _say(trainer: L.Trainer, text: str) -> None:
+    bar = trainer.progress_bar_callback
+    if bar is not None and bar.is_enabled:  # type: ignore[attr-defined]
+        bar.print(text)
+    else:
+        print(text, file=sys.stderr)

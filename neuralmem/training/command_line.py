@@ -5,9 +5,10 @@ import json
 import logging
 import sys
 import warnings
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import lightning.pytorch as L
 import yaml
@@ -16,10 +17,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from neuralmem.data import module as data_module
 from neuralmem.errors import UserError, nearest
+from neuralmem.lock import run_lock
 from neuralmem.models.checkpoint import refuse_file
-from neuralmem.training.checkpoints import Checkpoints, SaveModel, find_checkpoint
+from neuralmem.training.checkpoints import Checkpoints
 from neuralmem.training.explain import explain, explain_mismatch
 from neuralmem.training.faults import Faults
+from neuralmem.training.folder_io import FolderIO
 from neuralmem.training.logs import RunLogs
 from neuralmem.training.mastery import Mastery
 from neuralmem.training.meter import Meter
@@ -28,6 +31,7 @@ from neuralmem.training.optim import OptimizerConfig
 from neuralmem.training.plot import LossPlot
 from neuralmem.training.progress import Progress
 from neuralmem.training.ranks import RankState
+from neuralmem.training.resume import LAST, find_checkpoint, first_rank, remove_leftovers
 from neuralmem.training.signals import Signals
 
 DEFAULTS = {
@@ -46,13 +50,25 @@ def train(arguments: list[str]) -> None:
         UserError: anything that the user can put right.
     """
     quiet_lightning()
-    try:
-        cli = CommandLine(arguments)
-    except MisconfigurationException as error:
-        raise UserError(" ".join(str(error).split())) from error
-    cli.accumulate()
-    if cli.checkpoint is None and cli.config.ckpt_path == "last" and cli.trainer.is_global_zero:
-        print(f"no checkpoint in {cli.run}: starting from the beginning", file=sys.stderr)
+    with ExitStack() as held:
+        try:
+            cli = CommandLine(arguments, held)
+        except MisconfigurationException as error:
+            raise UserError(" ".join(str(error).split())) from error
+        cli.accumulate()
+        if cli.config.ckpt_path == LAST and cli.trainer.is_global_zero:
+            where = f"going on from {cli.checkpoint}"
+            none = f"no checkpoint in {cli.run}: starting from the beginning"
+            print(where if cli.checkpoint else none, file=sys.stderr)
+        fit(cli)
+
+
+def fit(cli: "CommandLine") -> None:
+    """Train.
+
+    Raises:
+        UserError: the checkpoint is of another model, the data cannot be read, or the last state cannot be saved.
+    """
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
     except RuntimeError as error:
@@ -131,9 +147,11 @@ class CommandLine(LightningCLI):
 
     Args:
         arguments: the options
+        held: what the run holds until it ends: its folder's lock
     """
 
-    def __init__(self, arguments: list[str]) -> None:
+    def __init__(self, arguments: list[str], held: ExitStack) -> None:
+        self.held = held
         super().__init__(
             LanguageModel,
             L.LightningDataModule,
@@ -154,6 +172,7 @@ class CommandLine(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str | None, default=None, help="the run's folder")
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="a checkpoint to go on from, or 'last'")
+        parser.add_argument("--resume", type=Literal["auto"] | None, default=None, help="auto: as --ckpt_path last")
         parser.add_argument("--tokens_per_step", type=int | None, default=None, help="batch in tokens over all devices")
         parser.add_class_arguments(OptimizerConfig, "optimizer")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
@@ -178,6 +197,13 @@ class CommandLine(LightningCLI):
             )
         if self.config.trainer.max_steps == 0:
             raise UserError("trainer.max_steps is 0; it must be a positive integer, or -1 for no limit")
+        if self.config.resume is not None:
+            if self.config.ckpt_path not in (None, LAST):
+                raise UserError(f"resume is 'auto' and ckpt_path is {self.config.ckpt_path!r}; give one of them")
+            self.config.ckpt_path = LAST
+        if first_rank():
+            self.held.enter_context(run_lock(self.run))
+            remove_leftovers(self.run)
         self.checkpoint = find_checkpoint(self.run, self.config.ckpt_path)
 
     def _parse_ckpt_path(self) -> None:
@@ -187,10 +213,11 @@ class CommandLine(LightningCLI):
         meter = Meter()
         trainer = self.config_init.trainer
         config, data = (self.parser.dump(self.config, skip_none=False, format=name) for name in ("yaml", "json"))
-        own: list[L.Callback] = [RankState(), meter, SaveModel(config, json.loads(data)["data"]), LossPlot()]
+        own: list[L.Callback] = [RankState(meter), meter, LossPlot()]
         if trainer.enable_progress_bar is not False:
             own.append(Progress(meter))
         trainer.callbacks = [*(trainer.callbacks or []), *own]
+        trainer.plugins = [*_listed(trainer.plugins), FolderIO(self.run, config, json.loads(data)["data"])]
         trainer.default_root_dir = str(self.run)
         if trainer.logger in (None, True):
             trainer.logger = RunLogs(self.run, resume=self.checkpoint is not None)
@@ -217,3 +244,7 @@ class CommandLine(LightningCLI):
             trainer.accumulate_grad_batches = wanted // batch
         if isinstance(trainer.val_check_interval, int):  # Lightning counts batches, people count steps
             trainer.val_check_interval *= trainer.accumulate_grad_batches
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]

@@ -9,12 +9,13 @@ examples:
   python train.py --config configs/quickstart.yaml
   python train.py --config configs/titans/mac_170m.yaml --model.depth 24 --trainer.devices 8
   python train.py --config configs/quickstart.yaml --run runs/long --trainer.max_steps 5000
-  python train.py --config configs/quickstart.yaml --ckpt_path last
+  python train.py --config configs/quickstart.yaml --resume auto
 
 commonest options:
   --config FILE                   a complete experiment; configs/ has them
   --run FOLDER                    where everything is written (default runs/<name of the first config>)
-  --ckpt_path FILE|last           go on from a checkpoint, bit for bit
+  --resume auto                   go on from the run's newest whole checkpoint, bit for bit; without one, start
+  --ckpt_path FOLDER|last         go on from this checkpoint; last: as --resume auto
   --seed_everything N             seed of all random numbers
   --tokens_per_step N             batch in tokens over all devices; sets gradient accumulation
 

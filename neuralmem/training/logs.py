@@ -113,6 +113,7 @@ class RunLogs(Logger):
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """The rows of a metrics.csv, without the cells that are empty."""
+    """The rows of a metrics.csv, without the cells that are empty, and without a last line that a crash cut short."""
     with open(path, newline="") as file:
-        return [{k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(file)]
+        lines = [line for line in file if line.endswith("\n")]
+    return [{k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(lines)]

@@ -1,7 +1,8 @@
 """What differs from rank to rank, kept for every rank: random numbers, the place in the data, carried memory.
 
 Special: Lightning saves no random numbers, and of the data loader only rank 0's place; with either missing, a resumed
-run is another run.
+run is another run. Both belong to a number of ranks and loader processes, and another number is refused: documents
+would be skipped or read again, without a word.
 """
 
 import random
@@ -10,6 +11,9 @@ from typing import Any
 import lightning.pytorch as L
 import numpy as np
 import torch
+
+from neuralmem.errors import UserError
+from neuralmem.training.meter import Meter
 
 
 def gather(trainer: L.Trainer, mine: Any) -> list[Any]:
@@ -21,32 +25,57 @@ def gather(trainer: L.Trainer, mine: Any) -> list[Any]:
 
 
 def own(trainer: L.Trainer, everyone: list[Any] | None) -> Any:
-    """This rank's value; with more ranks than there were, those of the first ones again, which is no exact resume."""
+    """This rank's value; where there were fewer ranks, another's, until `RankState` refuses."""
     return everyone[trainer.global_rank % len(everyone)] if everyone else None
 
 
 class RankState(L.Callback):
-    """Put every rank's random state and loader position into the checkpoint, and take them out again.
+    """Put into the checkpoint, and take out again, every rank's random state, loader position and unfinished log line.
 
     Random state is restored right before the first training batch: building loaders draws random numbers on the way.
+
+    Args:
+        meter: what collects the values of the next line of the log
     """
 
-    def __init__(self) -> None:
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
         self.pending: dict[str, Any] | None = None
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["readers"] = _readers(trainer)
         checkpoint["random_state"] = gather(trainer, random_state())
         checkpoint["loader_state"] = gather(trainer, _fit_loop(checkpoint).get("combined_loader"))
+        checkpoint["log_line"] = gather(trainer, {"sums": self.meter.sums, "steps": self.meter.steps})
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        self.pending = own(trainer, checkpoint.get("random_state"))
+        theirs, ours = checkpoint.get("readers"), _readers(trainer)
+        if theirs != ours:
+            raise UserError(
+                f"the checkpoint is of a run with {_words(theirs)}, this run has {_words(ours)}; places in the data "
+                "are kept per reader, so trainer.devices, trainer.num_nodes and data.num_workers must be as they were"
+            )
+        self.pending = {name: own(trainer, checkpoint[name]) for name in ("random_state", "log_line")}
         if place := own(trainer, checkpoint.get("loader_state")):
             _fit_loop(checkpoint)["combined_loader"] = place  # Lightning restores its loops after the callbacks
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self.pending is not None:
-            set_random_state(self.pending)
+            set_random_state(self.pending["random_state"])
+            line = self.pending["log_line"]
+            self.meter.sums = {name: value.to(pl_module.device) for name, value in line["sums"].items()}
+            self.meter.steps = line["steps"]
             self.pending = None
+
+
+def _readers(trainer: L.Trainer) -> dict[str, int]:
+    """How many read the data: devices, and loader processes of each."""
+    return {"devices": trainer.world_size, "workers": getattr(trainer.datamodule, "num_workers", 0)}  # type: ignore[attr-defined]
+
+
+def _words(readers: dict[str, int] | None) -> str:
+    readers = readers or {}
+    return f"{readers.get('devices')} device(s) and {readers.get('workers')} loader process(es) on each"
 
 
 def _fit_loop(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A model spread over the devices: every one holds a part of each weight and of the optimizer, and reads its own rows.
 
-This is torch's FSDP2 (`fully_shard`) through Lightning's ModelParallelStrategy, as `--trainer.strategy fsdp2`. Special: a
-layer is the unit that is gathered; checkpoints hold whole tensors, so that a run may go on with other devices.
+torch's FSDP2 (`fully_shard`) through Lightning's ModelParallelStrategy: `--trainer.strategy fsdp2`. Special: a layer is
+the unit that is gathered, and a checkpoint holds whole tensors, as any other does.
 """
 
 from typing import Any

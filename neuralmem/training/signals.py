@@ -71,10 +71,11 @@ class Signals(L.Callback):
         if not number:
             return
         self.received = number
+        problem = None
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Checkpoints):
-                callback.save_now(trainer)
+                problem = callback.save_now(trainer) or problem
         if trainer.is_global_zero:
-            where = f"step {trainer.global_step:,} is saved in {trainer.default_root_dir}"
-            print(f"\n{self.name}: {where}; go on with --ckpt_path last", file=sys.stderr, flush=True)
+            done = problem or f"is saved in {trainer.default_root_dir}; go on with --resume auto"
+            print(f"\n{self.name}: step {trainer.global_step:,} {done}", file=sys.stderr, flush=True)
         sys.exit(128 + number)

@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back to the bit, what is damaged is refused, and nothing is ever half written."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -70,7 +71,7 @@ def test_a_checkpoint_is_four_plain_files(folder: Path) -> None:
 
 def test_what_a_model_was_trained_on_is_one_of_its_files(model: nm.CausalLM, folder: Path) -> None:
     nm.save(folder, model, nm.ByteTokenizer(), data={"class_path": "TextData", "init_args": {"share": 0.1}})
-    assert verify(folder) == {*FILES, "data.json"} - {"manifest.json"}
+    assert set(verify(folder)) == {*FILES, "data.json"} - {"manifest.json"}
     assert json.loads((folder / "data.json").read_text())["init_args"] == {"share": 0.1}
     (folder / "data.json").write_text('{"share": 0.2}')
     with pytest.raises(nm.UserError, match=r"data.json is damaged"):
@@ -255,12 +256,13 @@ def test_a_save_that_fails_leaves_no_trace(model: nm.CausalLM, tmp_path: Path, m
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("calls", range(4))
-def test_a_save_that_fails_midway_never_passes_for_a_checkpoint(
+@pytest.mark.parametrize("calls", range(6))
+def test_a_save_that_fails_midway_leaves_the_old_model_or_the_new_one(
     model: nm.CausalLM, folder: Path, monkeypatch: pytest.MonkeyPatch, calls: int
 ) -> None:
-    """Over an older checkpoint: what is there afterwards is the old one, or is refused."""
+    """Over an older checkpoint: whole, whichever it is, although the new one's files are on their way."""
     before, left, replace_file = nm.load(folder)[0], iter(range(calls)), os.replace
+    after = nm.CausalLM(replace(CONFIG, depth=1))
 
     def fail(*paths: object) -> None:
         if next(left, None) is None:
@@ -269,16 +271,15 @@ def test_a_save_that_fails_midway_never_passes_for_a_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", fail)
-        with pytest.raises(OSError, match="disk full"):
-            nm.save(folder, nm.CausalLM(replace(CONFIG, depth=1)), nm.ByteTokenizer())
+        with contextlib.suppress(OSError) if calls == 5 else pytest.raises(OSError, match="disk full"):
+            nm.save(folder, after, nm.ByteTokenizer())
     assert [f.name for f in folder.parent.iterdir()] == ["run"]
-    if (folder / "manifest.json").is_file():
-        assert same_weights(before, nm.load(folder)[0])
-    else:
-        with pytest.raises(nm.UserError, match=r"not completely written"):
-            nm.load(folder)
+    loaded, tokenizer = nm.load(folder)
+    assert same_weights(after if calls else before, loaded)
+    assert tokenizer == nm.ByteTokenizer()
     nm.save(folder, model, nm.ByteTokenizer())
     assert same_weights(model, nm.load(folder)[0])
+    assert sorted(f.name for f in folder.iterdir()) == FILES
 
 
 @pytest.mark.parametrize("full", ["save_file", "write"])

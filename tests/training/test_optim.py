@@ -201,7 +201,7 @@ def test_going_on_from_a_saved_state_is_exact(name: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_resumed_run_is_the_uninterrupted_one(train: Callable[..., Path], name: str) -> None:
     whole = train(name, "whole")
-    half = train(name, "half", "--ckpt_path", str(whole / "checkpoints" / "step=5.ckpt"))
+    half = train(name, "half", "--ckpt_path", str(whole / "checkpoints" / "step=5"))
     losses = [row["loss"] for row in read_metrics(whole / "metrics.csv")]
     assert [row["loss"] for row in read_metrics(half / "metrics.csv")] == losses[5:]
     assert (half / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
@@ -217,7 +217,7 @@ def test_a_state_of_another_optimizer_is_refused(mine: str, theirs: str) -> None
 def test_a_checkpoint_of_another_optimizer_is_one_line(
     train: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    file = train("muon", "a", "--trainer.max_steps", "5") / "checkpoints" / "step=5.ckpt"
+    file = train("muon", "a", "--trainer.max_steps", "5") / "checkpoints" / "step=5"
     capsys.readouterr()
     options = ["--run", "b", "--optimizer.name", "adamw", "--ckpt_path", str(file)]
     assert main(["--config", str(tmp_path / "a" / "config.yaml"), *options]) == 2

@@ -38,7 +38,7 @@ BROKEN = "model: {width: [1\n"
         (["--run", "list.yaml/a"], "run is 'list.yaml/a', but list.yaml is a file"),
         (["--data.tokenizer", "byts"], "did you mean 'bytes'?"),
         (["--data.source", "no/such/folder"], "no/such/folder"),
-        (["--ckpt_path", "nothing.ckpt"], "ckpt_path is 'nothing.ckpt', which is no file"),
+        (["--ckpt_path", "nothing"], "ckpt_path is 'nothing', which is no folder"),
         (["--config", "nothing.yaml"], "config is 'nothing.yaml', which is no file"),
         (["--config", "misspelt.yaml"], "model has no field 'widht'; did you mean 'width'?"),
         (["--config", "broken.yaml"], "config broken.yaml: line 2: no YAML"),

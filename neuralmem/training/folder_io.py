@@ -1,0 +1,150 @@
+"""A run's checkpoint as a folder: a whole model, for `neuralmem.load`, and beside it what the training needs to go on.
+
+    config.json, model.safetensors, tokenizer.json, data.json   the model, as `neuralmem.save` writes it
+    training.safetensors, training.json                         optimizer, schedule, loops, and of every rank random
+                                                                numbers, place in the data and carried memory
+    config.yaml                                                 the resolved configuration
+    manifest.json                                               sizes and sha256, written last
+
+Special: it comes into being by one rename, it is verified whenever it is read, and nothing in it is code.
+"""
+
+import contextlib
+import functools
+import json
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import neuralmem
+from neuralmem import durable
+from neuralmem.config import ModelConfig
+from neuralmem.errors import UserError
+from neuralmem.library import PACKAGE
+from neuralmem.models.checkpoint import FORMAT as MODEL_FORMAT
+from neuralmem.models.checkpoint import REQUIRED as MODEL_FILES
+from neuralmem.models.checkpoint import read_weights, write_model
+from neuralmem.tokenizer import Tokenizer
+from neuralmem.training.plain import pack, unpack
+
+FORMAT = "neuralmem-training-1"
+FILES = (*MODEL_FILES, "training.json", "training.safetensors")
+ROOM = 1.2  # times what is written must be free
+PREFIX = "model."  # what LanguageModel calls the model
+
+
+class FolderIO(CheckpointIO):
+    """How Lightning writes and reads checkpoints. With each the model also comes into the run's own folder.
+
+    Args:
+        run: the run's folder
+        config: the resolved configuration as YAML
+        data: the data's part of it, for data.json
+    """
+
+    def __init__(self, run: Path, config: str, data: dict[str, Any]) -> None:
+        self.run, self.config, self.data = run, config, data
+        self.model: ModelConfig | None = None
+        self.tokenizer: Tokenizer | None = None
+        self._failures: list[str] | None = None
+
+    def describe(self, model: ModelConfig, tokenizer: Tokenizer | None) -> None:
+        """Say what is trained; once, before the first checkpoint."""
+        self.model, self.tokenizer = model, tokenizer
+
+    @contextlib.contextmanager
+    def failing_softly(self) -> Iterator[list[str]]:
+        """Inside, what the disk refuses is put into the list that this yields, and not raised."""
+        self._failures = []
+        try:
+            yield self._failures
+        finally:
+            self._failures = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint, then the model into the run's folder."""
+        try:
+            self._save(dict(checkpoint), Path(path))
+        except OSError as error:
+            if self._failures is None:
+                raise
+            self._failures.append(durable.reason(error))
+
+    def _save(self, checkpoint: dict[str, Any], path: Path) -> None:
+        assert self.model is not None, "describe comes first"
+        everything = checkpoint.pop("state_dict")
+        weights = {k.removeprefix(PREFIX): x for k, x in everything.items() if k.startswith(PREFIX)}
+        checkpoint["state_dict"] = {k: x for k, x in everything.items() if not k.startswith(PREFIX)}
+        tree, tensors = pack(checkpoint)
+        durable.refuse_full(path, int(ROOM * (2 * _bytes(weights) + _bytes(tensors))))
+        with durable.whole_folder(path, MODEL_FORMAT) as new:
+            write_model(new, self.model, weights, self.tokenizer, self.data)
+            save_file(tensors, new / "training.safetensors")
+            content = {"format": FORMAT, "code": code_version(), "state": tree}
+            (new / "training.json").write_text(json.dumps(content) + "\n")
+            (new / "config.yaml").write_text(self.config)
+        with durable.whole_folder(self.run, MODEL_FORMAT) as new:
+            write_model(new, self.model, weights, self.tokenizer, self.data)
+        durable.write_text(self.run / "config.yaml", self.config)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Verify and read; tensors come to the CPU."""
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        if Path(path).is_dir():
+            durable.remove(Path(path))
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """What Lightning was given to save.
+
+    Raises:
+        UserError: a file is missing or damaged, or the folder is a model without a training state.
+    """
+    return durable.read_whole(folder, MODEL_FORMAT, FILES, _read)
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Compare every file with the manifest.
+
+    Raises:
+        UserError: naming the first file that is missing or damaged.
+    """
+    durable.verify(folder, MODEL_FORMAT, FILES)
+
+
+def _read(files: Mapping[str, Path]) -> dict[str, Any]:
+    file = files["training.json"]
+    try:
+        content, tensors = json.loads(file.read_bytes()), load_file(files["training.safetensors"])
+    except (ValueError, SafetensorError) as error:
+        raise UserError(f"{file.parent} cannot be read: {' '.join(str(error).split())}") from None
+    if content.get("format") != FORMAT:
+        raise UserError(f"{file} has format {content.get('format')!r}; this version reads {FORMAT!r}")
+    checkpoint = unpack(content["state"], tensors)
+    checkpoint["state_dict"] |= {f"{PREFIX}{name}": x for name, x in read_weights(files).items()}
+    return checkpoint
+
+
+@functools.cache
+def code_version() -> dict[str, str]:
+    """The versions of neuralmem and torch, and the commit where the package lies in a clone, "-dirty" if changed."""
+    versions = {"neuralmem": neuralmem.__version__, "torch": torch.__version__}
+    if (PACKAGE.parent / ".git").exists():
+        command = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+            versions["commit"] = done.stdout.strip()
+    return versions
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors.values())
