@@ -20,6 +20,7 @@ from neuralmem.errors import UserError, nearest
 from neuralmem.lock import run_lock
 from neuralmem.models.checkpoint import refuse_file
 from neuralmem.training.checkpoints import Checkpoints
+from neuralmem.training.compute import Compute
 from neuralmem.training.explain import explain, explain_mismatch
 from neuralmem.training.faults import Faults
 from neuralmem.training.folder_io import FolderIO
@@ -178,6 +179,7 @@ class CommandLine(LightningCLI):
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(Mastery, "mastery")
         parser.add_lightning_class_args(Faults, "faults")
+        parser.add_lightning_class_args(Compute, "compute")
         parser.link_arguments("optimizer", "model.optimizer", apply_on="instantiate")
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         parser.set_defaults(DEFAULTS)

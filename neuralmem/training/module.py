@@ -118,7 +118,9 @@ class LanguageModel(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the carried memory back."""
         if tensors := own(self.trainer, checkpoint.get("carried")):
+            gathered(self.model, True)
             template = self.model.init_state(len(tensors["position"]))
+            gathered(self.model, False)
             found = iter([tensors[name].to(self.device) for name, _ in template.items()])
             self.carried = template.map(lambda _: next(found))
 
