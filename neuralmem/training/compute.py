@@ -3,6 +3,7 @@
 Neither is part of the model: config.json, checkpoints and states know nothing of it.
 """
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -26,9 +27,11 @@ class Compute(L.Callback):
         self.recompute, self.compile = recompute, compile
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        if self.compile:  # it warns of every place that it cannot compile; here there are some, and they are harmless
+            logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
         for layer in pl_module.model.layers:
-            if self.compile:
-                layer.compile(dynamic=False)
+            if self.compile:  # not the call, around which devices gather and release the layer's weights
+                layer.forward = torch.compile(layer.forward, dynamic=False)
             if self.recompute:
                 recompute(layer)
 

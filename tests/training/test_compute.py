@@ -48,3 +48,13 @@ def test_recomputing_keeps_less() -> None:
             model(torch.randint(17, (2, 64)))[0].sum()
         kept.append(sum(sizes))
     assert kept[1] < kept[0] / 4
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("options", [[], ["--compute.recompute", "true"]], ids=["plain", "recomputed"])
+def test_compiling_changes_nothing_but_rounding(train: Train, options: list[str]) -> None:
+    short = ["--trainer.max_steps", "3"]
+    losses, weights = result(train("lmm", "plain", *short))
+    same, compiled = result(train("lmm", "compiled", *short, *options, "--compute.compile", "true"))
+    assert same == pytest.approx(losses, rel=1e-5)
+    assert compiled.keys() == weights.keys()
