@@ -51,7 +51,7 @@ def recompute(layer: nn.Module) -> None:
             return forward(*given, **named)
         return checkpoint(forward, *given, use_reentrant=False, context_fn=_same_probe, **named)
 
-    layer.forward = again  # type: ignore[method-assign]
+    layer.forward = again
 
 
 def _same_probe() -> tuple[AbstractContextManager, AbstractContextManager]:

@@ -13,17 +13,19 @@ from neuralmem.tokenizer import ByteTokenizer
 from neuralmem.training.module import LanguageModel
 
 CHUNK, LENGTH, STEPS = 4, 16, 6
-TEXTS = [
-    ("a", "Of all that was read, one long text. " * 2),
-    ("b", "short"),
-    ("c", "A third is longer than a row."),
-    ("d", "end"),
-]
+TEXTS = ["Of all that was read, one long text. " * 2, "short", "A third is longer than a row.", "end"]
 
 
 def batches(count: int) -> list[Batch]:
     """Two rows that go on from batch to batch, with documents that start and places without a token."""
-    packed = PackedText(Texts(TEXTS), ByteTokenizer(), length=LENGTH, batch_size=2, align=CHUNK, carry=True)
+    packed = PackedText(
+        Texts(list(zip("abcd", TEXTS, strict=True))),
+        ByteTokenizer(),
+        length=LENGTH,
+        batch_size=2,
+        align=CHUNK,
+        carry=True,
+    )
     return [batch for batch, _ in zip(packed, range(count), strict=False)]
 
 

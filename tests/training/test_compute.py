@@ -51,6 +51,7 @@ def test_recomputing_keeps_less() -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.filterwarnings("ignore")  # the compiler has many to say
 @pytest.mark.parametrize("options", [[], ["--compute.recompute", "true"]], ids=["plain", "recomputed"])
 def test_compiling_changes_nothing_but_rounding(train: Train, options: list[str]) -> None:
     short = ["--trainer.max_steps", "3"]

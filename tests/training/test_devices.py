@@ -43,9 +43,7 @@ def compare(two: dict[str, dict[str, torch.Tensor]]) -> None:
         one = devices.train(run.partition(":")[2], "auto", devices=1)
         assert found.keys() == one.keys()
         for name, x in one.items():
-            torch.testing.assert_close(
-                found[name], x, rtol=1e-9, atol=1e-9, msg=lambda m, at=f"{run}, {name}": f"{at}: {m}"
-            )
+            assert torch.allclose(found[name], x, rtol=1e-9, atol=1e-9), (run, name, found[name], x)
 
 
 def test_two_processes_are_one(tmp_path: Path) -> None:
