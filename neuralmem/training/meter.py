@@ -56,7 +56,8 @@ class Meter(L.Callback):
     ) -> None:
         for name in outputs.keys() - {"loss"}:
             self._add(name, outputs[name].detach())
-        self._add_finite("loss", outputs["loss"].detach())
+        # Lightning hands out a batch's share of the step's loss, the batch's loss is what is shown.
+        self._add_finite("loss", outputs["loss"].detach() * trainer.accumulate_grad_batches)
         if _stepped(trainer):
             self.steps += 1
             if trainer.global_step % _every(trainer) == 0:

@@ -95,6 +95,31 @@ def test_accumulation_is_finished_first(
     assert "SIGTERM: step 2 is saved" in capsys.readouterr().err
 
 
+def test_slurm_is_answered_by_us_not_by_lightning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    job = {
+        "NTASKS": "1",
+        "NNODES": "1",
+        "JOB_ID": "7",
+        "JOB_NAME": "train",
+        "PROCID": "0",
+        "LOCALID": "0",
+        "NODEID": "0",
+    }
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    asked: list[object] = []
+    monkeypatch.setattr("lightning.pytorch.trainer.connectors.signal_connector.call", asked.append)
+    signalled(monkeypatch, LanguageModel, "training_step", signal.SIGUSR1, at=2)
+    with pytest.raises(SystemExit) as stop:
+        train(tmp_path)
+    assert stop.value.code == 128 + signal.SIGUSR1
+    assert "SIGUSR1: step 3 is saved" in capsys.readouterr().err
+    assert not asked
+    assert not list(tmp_path.rglob("hpc_ckpt*"))
+
+
 def started(run: Path, *options: str, slow: str = "") -> subprocess.Popen:
     """train.py in a process group of its own, when it has taken a few steps; `slow` is run before it."""
     script = run.with_name("slow_train.py")

@@ -24,22 +24,23 @@ CASES: dict[str, dict[str, Any]] = {
     "carried memory": {"pattern": ["titans_lmm", "titans_mac"], "carry": True},
     "accumulation": {"pattern": ["titans_lmm"], "carry": True, "accumulate": 2},
     "NaN on one device": {"pattern": ["titans_lmm"], "carry": True, "broken": 1},
+    "uneven validation": {"pattern": ["titans_lmm"], "uneven": True},
     "tied embeddings": {"pattern": ["transformer"], "tie_embeddings": True},
 }
 
 
 class Rows(IterableDataset[Batch]):
-    """Four rows per step, every device its own; with carried memory a document starts in few of them."""
+    """Four rows per batch, every device its own; a document starts in one of them."""
 
-    def __init__(self, index: int, count: int, carry: bool) -> None:
-        self.index, self.count, self.carry = index, count, carry
+    def __init__(self, index: int, count: int, batches: int = 10**12) -> None:
+        self.index, self.count, self.batches = index, count, batches
 
     def __len__(self) -> int:
-        return 10**12
+        return self.batches
 
     def __iter__(self) -> Iterator[Batch]:
         random = torch.Generator().manual_seed(0)
-        while True:
+        for _ in range(self.batches):
             tokens = torch.randint(VOCABULARY, (ROWS, LENGTH + 1), generator=random)
             reset = torch.zeros(ROWS, LENGTH, dtype=torch.bool)
             reset[0, 8] = True
@@ -50,15 +51,19 @@ class Rows(IterableDataset[Batch]):
 class Data(L.LightningDataModule):
     """`Rows` for training and validation."""
 
-    def __init__(self, carry: bool) -> None:
+    def __init__(self, carry: bool, uneven: bool) -> None:
         super().__init__()
-        self.carry_memory = carry
+        self.carry_memory, self.uneven = carry, uneven
 
-    def _loader(self) -> DataLoader:
-        rows = Rows(self.trainer.global_rank, self.trainer.world_size, self.carry_memory)
+    def train_dataloader(self) -> DataLoader:
+        return self._loader(10**12)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(3 if self.uneven and self.trainer.global_rank == 0 else 1)
+
+    def _loader(self, batches: int) -> DataLoader:
+        rows = Rows(self.trainer.global_rank, self.trainer.world_size, batches)
         return DataLoader(rows, batch_size=None, generator=torch.Generator().manual_seed(0))
-
-    train_dataloader = val_dataloader = _loader
 
 
 class Watched(LanguageModel):
@@ -79,7 +84,7 @@ class Watched(LanguageModel):
 def train(case: str, strategy: str, devices: int, callbacks: Callable[[], list[L.Callback]] = list) -> dict[str, Any]:
     """Train the case. -> losses, the validation's, weights, and how many steps were skipped; all as on one device."""
     options = dict(CASES[case])
-    carry, accumulate, broken = (options.pop(name, None) for name in ("carry", "accumulate", "broken"))
+    carry, accumulate, broken, uneven = (options.pop(x, None) for x in ("carry", "accumulate", "broken", "uneven"))
     quiet_lightning()
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
@@ -95,7 +100,6 @@ def train(case: str, strategy: str, devices: int, callbacks: Callable[[], list[L
         accumulate_grad_batches=accumulate or 1,
         gradient_clip_val=1.0,
         val_check_interval=STEPS * (accumulate or 1),
-        limit_val_batches=1,
         num_sanity_val_steps=0,
         callbacks=[faults, *callbacks()],
         logger=False,
@@ -103,10 +107,10 @@ def train(case: str, strategy: str, devices: int, callbacks: Callable[[], list[L
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, datamodule=Data(bool(carry)))
+    trainer.fit(module, datamodule=Data(bool(carry), bool(uneven)))
     weights = {name: whole(x.detach()).clone() for name, x in module.model.state_dict().items()}
     losses = trainer.strategy.reduce(torch.stack(module.losses), reduce_op="mean")
-    validation = trainer.callback_metrics["val_loss"]
+    validation = torch.zeros(()) if uneven else trainer.callback_metrics["val_loss"]
     torch.set_default_dtype(torch.float32)
     return {"losses": losses, "validation": validation, "skipped": torch.tensor(faults.skipped), **weights}
 
