@@ -2,7 +2,8 @@
 
 Special: SIGTERM, SIGINT and SIGUSR1 (what SLURM sends ahead of a time limit) do the same. All devices stop at the same
 step even if one alone was told. Lightning's own answers, one of which saves in the middle of a step, are replaced while
-training lasts, and come back after it.
+training lasts, and come back after it. A second signal is seen by a thread of its own: the main one may be waiting for
+a device that no longer answers, and then runs no handler.
 """
 
 import os
@@ -30,14 +31,26 @@ class Signals(L.Callback):
 
     def __init__(self) -> None:
         self.received = 0  # the signal's number
-        self.when = 0.0  # seconds on the clock
+        self.wakes: int | None = None  # where the interpreter writes the number of every signal
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # After Lightning's, which puts back what was there before its own when the trainer is done.
         if trainer.received_sigterm:
-            self.received, self.when = signal.SIGTERM, time.monotonic()
-        for number in SIGNALS if threading.current_thread() is threading.main_thread() else ():
+            self.received = signal.SIGTERM
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in SIGNALS:
             signal.signal(number, self._receive)
+        source, self.wakes = os.pipe()
+        os.set_blocking(self.wakes, False)
+        signal.set_wakeup_fd(self.wakes, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(source, trainer.strategy.launcher), daemon=True).start()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._stop_watching()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._stop_watching()
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if not trainer.fit_loop._should_accumulate():
@@ -53,12 +66,28 @@ class Signals(L.Callback):
             self._obey(trainer)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if not self.received:
-            self.received, self.when = number, now
-        elif now - self.when > TOGETHER:
-            print(f"\nsecond signal: exit at once, without {self.name} being obeyed", file=sys.stderr, flush=True)
-            os._exit(128 + number)
+        self.received = self.received or number
+
+    def _watch(self, source: int, launcher: Any) -> None:
+        """Read numbers of signals until the other end is closed."""
+        first = None
+        while woken := os.read(source, 1):
+            if woken[0] not in SIGNALS:
+                continue
+            if first is None:
+                first = time.monotonic()
+            elif time.monotonic() - first > TOGETHER:
+                print("\nsecond signal: exit at once, nothing is saved", file=sys.stderr, flush=True)
+                if launcher is not None:
+                    launcher.kill(signal.SIGKILL)
+                os._exit(128 + woken[0])
+        os.close(source)
+
+    def _stop_watching(self) -> None:
+        if self.wakes is not None:
+            signal.set_wakeup_fd(-1)
+            os.close(self.wakes)
+            self.wakes = None
 
     @property
     def name(self) -> str:

@@ -133,29 +133,39 @@ def started(run: Path, *options: str, slow: str = "") -> subprocess.Popen:
     return process
 
 
-SLOW_STEPS = """
-import time
+STUCK = """
+import pathlib, torch
 from neuralmem.training.module import LanguageModel
-from neuralmem.training.signals import Signals
 step = LanguageModel.training_step
-LanguageModel.training_step = lambda *given: (time.sleep(60 if given[2] == 3 else 0), step(*given))[1]
+def training_step(self, batch, index):
+    if index == 5:
+        pathlib.Path(__file__).with_suffix(".stuck").touch()
+        torch.linalg.svd(torch.randn(6000, 6000))  # minutes in which no handler runs
+    return step(self, batch, index)
+LanguageModel.training_step = training_step
 """
 
 
-def test_only_a_signal_of_its_own_is_a_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_signal_of_its_own_is_a_second_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     codes: list[int] = []
     clock = iter([0.0, 0.5, 2.0])
     monkeypatch.setattr(os, "_exit", codes.append)
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    signals = Signals()
-    for number, exits in ((signal.SIGINT, []), (signal.SIGTERM, []), (signal.SIGTERM, [143])):
-        signals._receive(number, None)
-        assert codes == exits
+    source, wakes = os.pipe()
+    os.write(wakes, bytes([signal.SIGINT, signal.SIGCHLD, signal.SIGTERM, signal.SIGTERM]))
+    os.close(wakes)
+    Signals()._watch(source, None)
+    assert codes == [143]
+    assert "second signal" in capsys.readouterr().err
 
 
 @pytest.mark.soak
 def test_a_second_signal_exits_at_once(tmp_path: Path) -> None:
-    process = started(tmp_path / "run", slow=SLOW_STEPS)
+    process = started(tmp_path / "run", slow=STUCK)
+    while process.poll() is None and not (tmp_path / "slow_train.stuck").exists():
+        time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)  # the same event twice, as launchers deliver it
     time.sleep(1.5)
