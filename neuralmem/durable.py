@@ -96,11 +96,12 @@ def read_whole(folder: str | Path, form: str, required: Iterable[str], read: Cal
         read: is given where the files lie, by name; called again if they were replaced meanwhile
     """
     folder, required = Path(folder), tuple(required)
-    for left in reversed(range(10)):
-        moving, before = (folder / COMMITTED).exists(), manifest(folder)
+    for left in reversed(range(50)):
+        before = manifest(folder)
+        moving = (folder / COMMITTED).exists()  # asked after it: a move that begins in between changes the manifest
         try:
             value = read(verify(folder, form, required))
-        except (UserError, OSError):
+        except Exception:  # of whatever kind: a file may be moved between its check and its reading
             if not left or not (moving or manifest(folder) != before):
                 raise
         else:
@@ -235,7 +236,7 @@ def _settle(folder: Path) -> None:
     committed = folder / COMMITTED
     if not committed.is_dir():
         return
-    for file in sorted(committed.iterdir(), key=lambda f: f.name == MANIFEST):
+    for file in sorted(committed.iterdir(), key=lambda f: (f.name == MANIFEST, f.name)):
         os.replace(file, folder / file.name)
     _sync(folder)
     committed.rmdir()

@@ -48,7 +48,7 @@ class Checkpoints(Checkpoint):
         step = trainer.global_step
         # Between the batches of a step the number is that of the step before, which was tried already.
         if step % self.every == 0 and step != self.tried:
-            self._save(trainer)
+            self.save_now(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if problem := self._save(trainer):
@@ -57,14 +57,20 @@ class Checkpoints(Checkpoint):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt):
-            self._save(trainer)
+            self.save_now(trainer)
+
+    def save_now(self, trainer: L.Trainer) -> str | None:
+        """Save, unless this step is saved; on every rank at once. Says and returns what went wrong; None: nothing."""
+        if (problem := self._save(trainer)) and trainer.is_global_zero:
+            _say(trainer, f"warning: step {trainer.global_step:,} {problem}; earlier checkpoints are kept")
+        return problem
 
     def save_now(self, trainer: L.Trainer) -> str | None:
         """Save at the end of a step, unless that is done; on every rank at once. Returns what went wrong, or None."""
         return self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> str | None:
-        """Returns what went wrong, which was said; the same on every rank."""
+        """Returns what went wrong, on every rank; None: nothing did."""
         step = trainer.global_step
         if step == self.saved or step == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return None
@@ -74,8 +80,6 @@ class Checkpoints(Checkpoint):
         problem = f"was not saved: {failures[0]}" if failures else None
         self.tried = step
         if problem := trainer.strategy.broadcast(problem):
-            if trainer.is_global_zero:
-                _say(trainer, f"warning: step {step:,} {problem}; earlier checkpoints are kept, training goes on")
             return problem
         if trainer.is_global_zero:
             self._tidy(trainer, path)

@@ -1,16 +1,22 @@
 """The numbers of a run, as `metrics.csv` and for TensorBoard, in the run's own folder.
 
 Special: one row per step however many callbacks report it, columns that may appear late, and a resumed run that goes on
-in the same file after dropping what the interrupted run had written beyond the checkpoint.
+in the same file after dropping what the interrupted run had written beyond the checkpoint. A disk that takes no more
+costs rows, not the run.
 """
 
+import contextlib
 import csv
+import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities import rank_zero_only
 from lightning.pytorch.loggers.logger import Logger
+
+from neuralmem.durable import reason
 
 FILE = "metrics.csv"
 
@@ -30,6 +36,7 @@ class RunLogs(Logger):
         self.row: dict[str, float] = {}
         self.written = -1  # the step of the last row in the file
         self.writer: Any = None  # torch.utils.tensorboard.SummaryWriter, opened by the first row
+        self.refused = self.torn = False  # the disk took no more, once; and may have cut the last row short
 
     @property
     def name(self) -> str:
@@ -54,7 +61,10 @@ class RunLogs(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add values to the row of a step; a row is written when the next one begins."""
-        step = step or 0
+        with self._going_on():
+            self._log(metrics, step or 0)
+
+    def _log(self, metrics: dict[str, float], step: int) -> None:
         if self.writer is None:
             self._open(step)
         if self.row and self.row["step"] != step:
@@ -63,20 +73,35 @@ class RunLogs(Logger):
             *before, self.row = read_metrics(self.folder / FILE)
             self._rewrite(before)
         self.row = {"step": step, **self.row, **metrics}
-        for name, value in metrics.items():
+        for name, value in metrics.items() if not self.refused else ():  # what TensorBoard writes with does not recover
             self.writer.add_scalar(name, value, step)
 
     @rank_zero_only
     def save(self) -> None:
         """Write what is pending; called by Lightning with every checkpoint."""
-        if self.row:
-            self._write_row()
+        with self._going_on():
+            if self.row:
+                self._write_row()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         self.save()
-        if self.writer is not None:
-            self.writer.close()
+        with self._going_on():
+            if self.writer is not None:
+                self.writer.close()
+
+    @contextlib.contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """What the disk refuses is lost, and said the first time."""
+        try:
+            yield
+        except OSError as error:
+            self.row, self.written, self.torn = {}, -1, True
+            if not self.refused:
+                print(
+                    f"warning: the logs in {self.folder} lack rows: {reason(error)}; training goes on", file=sys.stderr
+                )
+            self.refused = True
 
     def _open(self, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -93,6 +118,9 @@ class RunLogs(Logger):
 
     def _write_row(self) -> None:
         table = self.folder / FILE
+        if self.torn and table.exists():
+            self._rewrite(read_metrics(table))
+        self.torn = False
         if new := [name for name in self.row if name not in self.columns]:
             rows = read_metrics(table) if table.exists() else []
             self.columns += new

@@ -1,10 +1,12 @@
 """A picture of the run: loss and exact answers over the steps, drawn from metrics.csv when training ends."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 
+from neuralmem.durable import reason
 from neuralmem.training.logs import FILE, read_metrics
 
 
@@ -18,7 +20,10 @@ class LossPlot(L.Callback):
         for logger in trainer.loggers:
             logger.save()
         if table.exists():
-            draw(table, table.with_name("loss.png"))
+            try:
+                draw(table, table.with_name("loss.png"))
+            except OSError as error:
+                print(f"warning: loss.png was not drawn: {reason(error)}", file=sys.stderr)
 
 
 def draw(table: Path, picture: Path) -> None:

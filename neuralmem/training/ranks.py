@@ -56,10 +56,18 @@ class RankState(L.Callback):
                 "are kept per reader, so trainer.devices, trainer.num_nodes and data.num_workers must be as they were"
             )
         self.pending = {name: own(trainer, checkpoint[name]) for name in ("random_state", "log_line")}
+        # An epoch that was saved at its last batch ends anew, without a batch; told so, Lightning would count it twice.
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
         if place := own(trainer, checkpoint.get("loader_state")):
             _fit_loop(checkpoint)["combined_loader"] = place  # Lightning restores its loops after the callbacks
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self._restore(pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._restore(pl_module)  # an epoch without a batch: the loader of the next one draws random numbers
+
+    def _restore(self, pl_module: Any) -> None:
         if self.pending is not None:
             set_random_state(self.pending["random_state"])
             line = self.pending["log_line"]

@@ -2,12 +2,15 @@
 
 import json
 import pickle
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader, IterableDataset
 
 from neuralmem.data.document import on_side
+from neuralmem.data.readers import reader
 from neuralmem.data.sources import Joined, Source, Texts, open_source
 from neuralmem.errors import UserError
 
@@ -117,6 +120,27 @@ def test_what_is_not_utf8_is_replaced_and_said_once(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"latin.txt' is not UTF-8 in 2 place"):
         assert next(source.read()).text == "caf\ufffd \ufffd na\ufffdve"
     assert next(source.read()).text  # no second warning
+
+
+class Reader(IterableDataset[str]):
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __iter__(self) -> Iterator[str]:
+        return (document.text for document in self.source.read(*reader((0, 1)), shuffle=1))
+
+
+@pytest.mark.parametrize("files", [1, 3])
+def test_loader_processes_share_a_stream_without_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    pytest.importorskip("datasets")
+    for number in range(files):
+        write_lines(tmp_path / f"{number}.jsonl", [f"text {number} {i}" for i in range(20)])
+    source = open_source(f"hf:json?data_files={tmp_path}/*.jsonl&streaming=1&buffer=10", share=0)
+    read = list(DataLoader(Reader(source), batch_size=None, num_workers=2))
+    assert sorted(read) == sorted(f"text {number} {i}" for number in range(files) for i in range(20))
 
 
 def test_hub_names_through_local_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

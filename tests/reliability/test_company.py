@@ -1,0 +1,107 @@
+"""Readers and writers at the same time: a reader finds one whole generation, a second trainer is refused."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import neuralmem as nm
+from neuralmem.training.cli import main
+from tests.reliability.conftest import TINY
+from tests.reliability.saving import MODEL
+
+ROOT = Path(__file__).parents[2]
+
+
+def filled(number: int) -> nm.CausalLM:
+    """A model of 1 or 2 layers, all of whose weights are `number`."""
+    model = nm.CausalLM(replace(MODEL, depth=1 + number % 2))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(float(number))
+    return model
+
+
+@pytest.mark.parametrize("writers", [1, 2])
+def test_a_reader_finds_one_whole_generation(tmp_path: Path, writers: int) -> None:
+    """The generations differ in config and weights, so a mixture of two cannot be loaded, or shows."""
+    folder, errors, loads = tmp_path / "run", [], []
+    models = [filled(number) for number in range(1, 5)]
+    nm.save(folder, models[0], nm.ByteTokenizer())
+
+    def write() -> None:
+        number, end = 0, time.monotonic() + 60
+        while (number < 20 or len(loads) < 10) and not errors and time.monotonic() < end:
+            nm.save(folder, models[number % 4], nm.ByteTokenizer())
+            number += 1
+
+    def read() -> None:
+        while any(thread.is_alive() for thread in threads):
+            try:
+                model, _ = nm.load(folder)
+                values = {x for weight in model.parameters() for x in weight.unique().tolist()}
+                assert len(values) == 1, values
+                assert model.config.depth == 1 + int(max(values)) % 2
+                loads.append(max(values))
+            except Exception as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=write) for _ in range(writers)]
+    reader = threading.Thread(target=read)
+    for thread in (*threads, reader):
+        thread.start()
+    for thread in (*threads, reader):
+        thread.join()
+    assert errors == []
+    assert len(loads) >= 10
+    assert len(set(loads)) > 1
+    assert not list(folder.glob(".*"))
+
+
+def test_a_second_trainer_is_refused_and_a_dead_one_does_not_block(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    options = ["--config", str(TINY / "transformer.yaml"), "--run", str(run), "--checkpoint.every", "2"]
+    options += ["--data.num_workers", "2", "--resume", "auto"]  # loader processes must not keep the lock
+    command = [sys.executable, str(ROOT / "train.py"), *options, "--trainer.max_steps", "1000000"]
+    first = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 100
+        while not list(run.glob("checkpoints/step=*")) and time.monotonic() < deadline:
+            assert first.poll() is None
+            time.sleep(0.1)
+        assert main(options) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: run is '{run}', where process {first.pid} on ")
+        assert said.count("\n") == 1
+        assert first.poll() is None
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    last = max(int(path.name.split("=")[1]) for path in run.glob("checkpoints/step=*"))
+    for more in (3, 5):  # the same command line again and again
+        assert main([*options, "--trainer.max_steps", str(last + more)]) == 0
+    assert "going on from" in capsys.readouterr().err
+    assert (run / "checkpoints" / f"step={last + 5}").is_dir()
+    assert not list(run.rglob(".*"))
+
+
+def test_the_same_command_line_again_and_again(train: Callable[..., Path], capsys: pytest.CaptureFixture) -> None:
+    """Started, gone on with, and with nothing left to do."""
+    whole = train("lmm", "whole")
+    options = ["--resume", "auto"]
+    assert main(["--config", str(TINY / "lmm.yaml"), "--run", "part", "--trainer.max_steps", "5", *options]) == 0
+    for _ in range(3):
+        part = train("lmm", "part", *options)
+    assert "no checkpoint in part: starting from the beginning" in capsys.readouterr().err
+    assert {path.name for path in (part / "checkpoints").iterdir()} == {"step=5", "step=10"}
+    assert [file.name for file in whole.iterdir()].sort() == [file.name for file in part.iterdir()].sort()

@@ -1,0 +1,35 @@
+"""kill -9 while a checkpoint is saved: what is on the disk is whole, and the last one reported or the one after it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def kill(folder: Path, *arguments: str) -> dict:
+    command = [sys.executable, "-m", "tests.reliability.saving", str(folder), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("trials", "stride"),
+    [
+        pytest.param("10", "", id="any time"),
+        pytest.param("62", "1", id="before every call that changes the disk"),  # a save makes 60
+        pytest.param("200", "", id="any time, long", marks=pytest.mark.soak),
+    ],
+)
+def test_no_kill_leaves_an_unusable_folder(tmp_path: Path, trials: str, stride: str) -> None:
+    found = kill(tmp_path / "run", trials, "0", *([stride] if stride else []))
+    assert found["unusable"] == []
+    assert found["left"] == []
+    assert found["kills"] == int(trials)
+    assert found["generations"] > int(trials) // 4

@@ -1,0 +1,128 @@
+"""A run that is cut and goes on is, to the bit, the run that was not: weights, losses and the next checkpoint."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from neuralmem.training.cli import main
+from neuralmem.training.folder_io import read_checkpoint
+from neuralmem.training.logs import read_metrics
+from neuralmem.training.plain import pack
+
+Train = Callable[..., Path]
+STEPS = 11
+MAP = ["--data", "tests.reliability.map_style.MapData"]
+CASES = {
+    "packed": ("mag", []),
+    "carried memory": ("lmm", ["--data.carry", "true"]),
+    "carried, accumulated": ("lmm", ["--data.carry", "true", "--tokens_per_step", "384"]),
+    "carried, two workers": ("lmm", ["--data.carry", "true", "--data.num_workers", "2"]),
+    "stream": ("mag", ["--data.source", "hf:json?data_files=text.jsonl&streaming=1&buffer=8"]),
+    "stream, two workers": (
+        "lmm",
+        ["--data.source", "hf:json?data_files=text.jsonl&streaming=1&buffer=8", "--data.num_workers", "2"],
+    ),
+    "stream, carried": (
+        "lmm",
+        ["--data.source", "hf:json?data_files=text.jsonl&streaming=1&buffer=8", "--data.carry", "true"],
+    ),
+    "map style, epochs": ("mag", MAP),
+    "map style, two workers": ("mag", [*MAP, "--data.num_workers", "2"]),
+    "map style, ended by epochs": ("mag", [*MAP, "--trainer.max_epochs", "3"]),
+    "curriculum": ("recall", ["--mastery.steps", "3"]),
+    "log lines of three steps": ("transformer", ["--trainer.log_every_n_steps", "3"]),
+}
+SHORT = {
+    "carried, accumulated": (1, 4, 10),
+    "stream": (7,),
+    "map style, epochs": (4,),
+    "log lines of three steps": (4,),
+}
+
+
+def losses(run: Path) -> list[tuple[float, float, float]]:
+    return [(row["step"], row["loss"], row["tokens"]) for row in read_metrics(run / "metrics.csv")]
+
+
+def differences(one: Any, other: Any, where: str = "") -> list[str]:
+    """Where two trees differ, and how."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return [found for key in one for found in differences(one[key], other[key], f"{where}.{key}")]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return [
+            found for i, pair in enumerate(zip(one, other, strict=True)) for found in differences(*pair, f"{where}.{i}")
+        ]
+    return [] if one == other else [f"{where}: {one!r} and {other!r}"]
+
+
+def same(a: Path, b: Path) -> None:
+    """Everything in two checkpoints but the clock is equal."""
+    (one, tensors), (other, others) = (pack(read_checkpoint(path)) for path in (a, b))
+    assert differences(one, other) == []
+    assert tensors.keys() == others.keys()
+    assert [name for name, x in tensors.items() if not torch.equal(x, others[name])] == []
+
+
+def cuts(case: str) -> list:
+    short = SHORT.get(case, ())
+    return [
+        pytest.param(case, step, id=f"{case} {step}", marks=() if step in short else pytest.mark.soak)
+        for step in range(1, 9 if "ended" in case else STEPS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def wholes() -> dict[str, Path]:
+    """The uninterrupted runs, made when they are first needed."""
+    return {}
+
+
+@pytest.mark.parametrize(("case", "step"), [cut for case in CASES for cut in cuts(case)])
+def test_a_run_cut_anywhere_is_the_uninterrupted_one(
+    train: Train,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    wholes: dict[str, Path],
+    case: str,
+    step: int,
+) -> None:
+    config, options = CASES[case]
+    lines = (json.dumps({"text": f"{number} " * (5 + 97 * number % 41)}) for number in range(400))
+    (tmp_path / "text.jsonl").write_text("\n".join(lines) + "\n")
+    options = [*options, "--trainer.max_steps", str(STEPS), "--checkpoint.every", "1", "--checkpoint.keep", "99"]
+    if case not in wholes:
+        wholes[case] = tmp_path_factory.mktemp("whole") / "run"
+        shutil.copytree(train(config, "whole", *options), wholes[case])
+    whole = wholes[case]
+    place = f"checkpoints/step={step}"
+    shutil.copytree(whole / place, tmp_path / "half" / place)
+    half = train(config, "half", *options, "--resume", "auto")
+    assert losses(half) == [row for row in losses(whole) if row[0] > step]
+    assert (half / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    last = f"checkpoints/step={int(losses(whole)[-1][0])}"
+    same(half / last, whole / last)
+
+
+def test_another_number_of_readers_is_refused(train: Train, capsys: pytest.CaptureFixture) -> None:
+    run = train("transformer", "a", "--trainer.max_steps", "2")
+    before = sorted(path.name for path in run.rglob("*"))
+    capsys.readouterr()
+    assert main(["--config", str(run / "config.yaml"), "--resume", "auto", "--data.num_workers", "2"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    theirs, ours = (f"1 device(s) and {workers} loader process(es) on each" for workers in (0, 2))
+    assert said.startswith(f"error: the checkpoint is of a run with {theirs}, this run has {ours}; ")
+    assert sorted(path.name for path in run.rglob("*")) == before
+
+
+def test_resume_and_another_checkpoint_are_refused(train: Train, capsys: pytest.CaptureFixture) -> None:
+    run = train("transformer", "a", "--trainer.max_steps", "1")
+    options = ["--config", str(run / "config.yaml"), "--ckpt_path", "a/checkpoints/step=1"]
+    assert main([*options, "--resume", "auto"]) == 2
+    assert "resume is 'auto' and ckpt_path is 'a/checkpoints/step=1'; give one of them" in capsys.readouterr().err
+    assert main([*options, "--resume", "last"]) == 2
+    assert "resume is 'last'" in capsys.readouterr().err
