@@ -65,10 +65,6 @@ class Checkpoints(Checkpoint):
             _say(trainer, f"warning: step {trainer.global_step:,} {problem}; earlier checkpoints are kept")
         return problem
 
-    def save_now(self, trainer: L.Trainer) -> str | None:
-        """Save at the end of a step, unless that is done; on every rank at once. Returns what went wrong, or None."""
-        return self._save(trainer)
-
     def _save(self, trainer: L.Trainer) -> str | None:
         """Returns what went wrong, on every rank; None: nothing did."""
         step = trainer.global_step
