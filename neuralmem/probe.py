@@ -4,9 +4,10 @@ Special: nothing is stored on a module. Code that has something worth seeing cal
 is one comparison. Names are the module's path in the model, a slash, and what was observed: "layers.0.memory/theta".
 """
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
 import torch
@@ -23,6 +24,12 @@ class Recorder:
         self.paths = {module: path for path, module in model.named_modules()}
         self.scope: list[str] = []
         self.values: dict[str, list[Tensor]] = defaultdict(list)
+
+    def blank(self) -> "Recorder":
+        """Another that looks at the same in the same place, and has seen nothing."""
+        other = copy.copy(self)
+        other.scope, other.values = list(self.scope), defaultdict(list)
+        return other
 
     def means(self) -> dict[str, float]:
         """The mean of everything observed under each name."""
@@ -56,6 +63,21 @@ def recording(model: nn.Module, attached: bool = False, only: str | None = None)
         yield recorder
     finally:
         _recorders.reset(token)
+
+
+def repeating() -> AbstractContextManager[None]:
+    """-> a context in which what runs is observed as it is now, and what is seen is dropped: for computing again."""
+    copies = tuple(r.blank() for r in _recorders.get())
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        token = _recorders.set(copies)
+        try:
+            yield
+        finally:
+            _recorders.reset(token)
+
+    return again()
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from neuralmem.data.batch import Batch
 from neuralmem.data.document import limited
 from neuralmem.data.needles import HAYSTACK_CHARACTERS, NeedleFormat, Needles, find_keys
 from neuralmem.data.packing import PackedText
+from neuralmem.data.readers import leave_signals_to_the_parent
 from neuralmem.data.sources import DOCUMENT_BYTES, Side, Source, open_source
 from neuralmem.data.synthetic import Part, Recall, Stage
 from neuralmem.data.tokenizers import make_tokenizer
@@ -81,7 +82,10 @@ class DataModule(L.LightningDataModule, ABC):
         """-> the data set of one part, for one of several devices given as (index, count)."""
 
     def train_dataloader(self) -> StatefulDataLoader:
-        return StatefulDataLoader(self.build("train", self._shard()), batch_size=None, num_workers=self.num_workers)
+        data = self.build("train", self._shard())
+        return StatefulDataLoader(
+            data, batch_size=None, num_workers=self.num_workers, worker_init_fn=leave_signals_to_the_parent
+        )
 
     def val_dataloader(self) -> DataLoader:
         # Its own generator: otherwise the start of a validation would draw from the global random state.

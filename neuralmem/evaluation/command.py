@@ -37,6 +37,7 @@ from neuralmem.evaluation.rows import Subject
 from neuralmem.evaluation.summary import summarise, to_csv
 from neuralmem.evaluation.table import print_table
 from neuralmem.models.checkpoint import load
+from neuralmem.models.weights import fingerprint
 
 # What is asked when the user says nothing, and the only place that says it: `make demo` and the benchmarks rely on it.
 # All controls belong to it (`evaluate`). Without a training length, multiples of it mean nothing.
@@ -116,7 +117,7 @@ def describe(model: Any, tokenizer: Any, folder: Path, dtype: str, device: torch
     """How rows name the checkpoint; the hash is that of its weights, from the manifest that loading has verified."""
     listed = json.loads(manifest(folder) or b"{}")
     chunk = model.config.memory.chunk_size if model.has_memory else None
-    weights = listed["files"]["model.safetensors"]["sha256"]
+    weights = fingerprint(listed["files"])
     return Subject(model.reach, tokenizer.fingerprint, weights, chunk, chunk, dtype, str(device))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder of config.json, model.safetensors, tokenizer.json, data.json, and a manifest of their sha256.
+"""Checkpoints: a folder of config.json, weights, tokenizer.json, data.json, and a manifest of their sha256.
 
 Special: written whole or not at all, verified before anything is loaded (safetensors alone does not notice a flipped
 bit), and nothing in it is code: no pickle, and layer names reach files of this package only.
@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
 from neuralmem import durable
@@ -19,10 +17,11 @@ from neuralmem.config import ModelConfig
 from neuralmem.durable import read_whole, whole_folder
 from neuralmem.errors import UserError
 from neuralmem.models.causal_lm import CausalLM, build_model
+from neuralmem.models.weights import read_tensors, weight_files, write_weights
 from neuralmem.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = "neuralmem-checkpoint-1"
-REQUIRED = ("config.json", "model.safetensors")
+REQUIRED = ("config.json",)  # and weights, in one file or several
 
 
 def save(
@@ -58,7 +57,7 @@ def write_model(
         for name, x in weights.items()
         if not (config.tie_embeddings and name == "head.weight")
     }
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    write_weights(folder, kept)
     fields = {"format": FORMAT, **config.to_dict()}
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
     if tokenizer is not None:
@@ -97,11 +96,7 @@ def read_weights(files: Mapping[str, Path], device: torch.device | str = "cpu") 
     Raises:
         UserError: a file that is none of neuralmem's.
     """
-    file = files["model.safetensors"]
-    try:
-        weights = load_file(file, device=str(device))
-    except SafetensorError as error:
-        raise UserError(f"{file} cannot be read: {error}") from None
+    weights = read_tensors(files, device)
     if _read_config(files["config.json"]).tie_embeddings and "embedding.weight" in weights:
         weights["head.weight"] = weights["embedding.weight"]
     return weights
@@ -112,7 +107,7 @@ def _load(files: Mapping[str, Path], device: torch.device | str) -> tuple[Causal
     with _Uninitialised():
         model = build_model(config)
     weights = read_weights(files, device)
-    _fits(files["model.safetensors"], model, weights)
+    _fits(files["config.json"].with_name("model.safetensors"), model, weights)
     model.load_state_dict(weights, assign=True)
     if config.tie_embeddings:
         model.head.weight = model.embedding.weight
@@ -174,7 +169,9 @@ def verify(folder: str | Path) -> dict[str, Path]:
     Raises:
         UserError: naming the first file that is missing or differs.
     """
-    return durable.verify(folder, FORMAT, REQUIRED)
+    files = durable.verify(folder, FORMAT, REQUIRED)
+    weight_files(files)
+    return files
 
 
 def _fits(file: Path, model: CausalLM, weights: dict[str, torch.Tensor]) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from neuralmem.errors import UserError
 from neuralmem.training.help import HELP
 
+INTERRUPTED = 130  # 128 and the number of SIGINT
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train what the command line asks for.
@@ -20,7 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the options; None takes those the program was started with
 
     Returns:
-        The exit code: 0, or 2 for a user's error.
+        The exit code: 0, 2 for a user's error, or 130 if it was interrupted before training began.
+
+    Raises:
+        SystemExit: it was told to stop by a signal, and saved; the code is 128 + the signal's number.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
@@ -35,6 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from neuralmem.training.command_line import train
 
         train(["--help"] if any(asks) else given)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's answer to one before training began
+            return INTERRUPTED
+        raise
     except UserError as error:
         if debug:
             traceback.print_exc()

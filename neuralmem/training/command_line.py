@@ -20,7 +20,9 @@ from neuralmem.errors import UserError, nearest
 from neuralmem.lock import run_lock
 from neuralmem.models.checkpoint import refuse_file
 from neuralmem.training.checkpoints import Checkpoints
+from neuralmem.training.compute import Compute
 from neuralmem.training.explain import explain, explain_mismatch
+from neuralmem.training.faults import Faults
 from neuralmem.training.folder_io import FolderIO
 from neuralmem.training.logs import RunLogs
 from neuralmem.training.mastery import Mastery
@@ -31,6 +33,7 @@ from neuralmem.training.plot import LossPlot
 from neuralmem.training.progress import Progress
 from neuralmem.training.ranks import RankState
 from neuralmem.training.resume import LAST, find_checkpoint, first_rank, remove_leftovers
+from neuralmem.training.signals import Signals
 
 DEFAULTS = {
     "trainer.log_every_n_steps": 10,
@@ -175,6 +178,8 @@ class CommandLine(LightningCLI):
         parser.add_class_arguments(OptimizerConfig, "optimizer")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(Mastery, "mastery")
+        parser.add_lightning_class_args(Faults, "faults")
+        parser.add_lightning_class_args(Compute, "compute")
         parser.link_arguments("optimizer", "model.optimizer", apply_on="instantiate")
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         parser.set_defaults(DEFAULTS)
@@ -218,7 +223,10 @@ class CommandLine(LightningCLI):
         trainer.default_root_dir = str(self.run)
         if trainer.logger in (None, True):
             trainer.logger = RunLogs(self.run, resume=self.checkpoint is not None)
-        return super().instantiate_trainer(**kwargs)
+        built = super().instantiate_trainer(**kwargs)
+        # Behind the checkpoints, which Lightning puts last.
+        built.callbacks.append(Signals())  # type: ignore[attr-defined]
+        return built
 
     def accumulate(self) -> None:
         """Set gradient accumulation so that a step sees `tokens_per_step` tokens on all devices together.

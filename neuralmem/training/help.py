@@ -37,10 +37,14 @@ commonest options:
   --data NAME                     the source of training text; --data.FIELD VALUE sets its fields
   --checkpoint.every N            steps between checkpoints
   --checkpoint.keep N             how many are kept
+  --faults.patience N             skipped steps in a row (loss or gradient not finite) that stop the run
 
   --trainer.max_steps N           optimizer steps
   --trainer.max_time DD:HH:MM:SS  time budget; the learning rate then follows the clock
   --trainer.devices N             GPUs or processes
+  --trainer.strategy NAME         ddp, fsdp2
+  --compute.recompute true        layers computed again in the backward pass: less memory
+  --compute.compile true          layers through torch.compile
   --trainer.precision NAME        32-true, bf16-mixed
   --trainer.val_check_interval N  steps between validations
   --trainer.log_every_n_steps N   steps between rows of metrics.csv

@@ -5,6 +5,7 @@ training step that ends an interval. A step is not free of synchronisation for t
 there are, and `Mastery` reads the answers of every batch of a curriculum, because its decision must not come late.
 """
 
+import math
 import time
 from contextlib import ExitStack
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from neuralmem import probe
 from neuralmem.training.mastery import curriculum
+from neuralmem.training.sharding import whole
 
 
 class Meter(L.Callback):
@@ -47,14 +49,15 @@ class Meter(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        self._add("gradient_norm", torch.nn.utils.get_total_norm(gradients))
+        self._add_finite("gradient_norm", whole(torch.nn.utils.get_total_norm(gradients)))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        for name in outputs:
+        for name in outputs.keys() - {"loss"}:
             self._add(name, outputs[name].detach())
-        self._add("batches", torch.ones((), device=outputs["loss"].device))
+        # Lightning hands out a batch's share of the step's loss, the batch's loss is what is shown.
+        self._add_finite("loss", outputs["loss"].detach() * trainer.accumulate_grad_batches)
         if _stepped(trainer):
             self.steps += 1
             if trainer.global_step % _every(trainer) == 0:
@@ -80,15 +83,23 @@ class Meter(L.Callback):
     def _add(self, name: str, value: Tensor) -> None:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
+    def _add_finite(self, name: str, value: Tensor) -> None:
+        """Into a mean over the finite ones: a single step that `Faults` leaves out would hide all the others."""
+        finite = value.isfinite()
+        self._add(name, torch.where(finite, value, 0.0))
+        self._add(f"{name} count", finite.float())
+
     def _write(self, trainer: L.Trainer) -> None:
         self.stack.close()
         sums = {k: trainer.strategy.reduce(v.float(), reduce_op="sum").item() for k, v in self.sums.items()}
-        seconds, steps = time.perf_counter() - self.since, self.steps * trainer.world_size
+        seconds = time.perf_counter() - self.since
         self.tokens += round(sums["tokens"])
-        values = {"loss": sums["loss"] / sums["batches"], "gradient_norm": sums["gradient_norm"] / steps}
+        values = {name: sums[name] / (sums[f"{name} count"] or math.nan) for name in ("loss", "gradient_norm")}
         if sums.get("asked"):
             values["answers"] = sums["exact"] / sums["asked"]
         values |= {"lr": trainer.optimizers[0].param_groups[0]["lr"], "tokens": self.tokens}
+        if sums.get("restarted"):
+            values["restarted_memories"] = sums["restarted"]
         if data := curriculum(trainer):
             values["stage"] = data.stage + 1
         values["tokens_per_second"] = sums["tokens"] / max(seconds, 1e-9)

@@ -11,6 +11,7 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Timer
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from neuralmem import probe
 from neuralmem.config import ModelConfig
@@ -19,9 +20,11 @@ from neuralmem.memory._memory import Memory
 from neuralmem.models.causal_lm import CausalLM, build_model
 from neuralmem.models.ttt_e2e import EndToEnd
 from neuralmem.state import State
+from neuralmem.training.faults import restart_broken
 from neuralmem.training.loss import token_loss
 from neuralmem.training.optim import OptimizerConfig, learning_rate, make_optimizer
 from neuralmem.training.ranks import gather, own
+from neuralmem.training.sharding import gathered, shard
 
 
 class LanguageModel(L.LightningModule):
@@ -43,20 +46,36 @@ class LanguageModel(L.LightningModule):
         self.optimizer_config = optimizer
         self.carried: State | None = None
 
+    def configure_model(self) -> None:
+        """Spread the model over the devices, where the strategy asks for it."""
+        if self.device_mesh is not None and not isinstance(self.model, FSDPModule):
+            shard(self.model, self.device_mesh)
+
+    def on_validation_start(self) -> None:
+        """Validation steps must not wait for each other."""
+        gathered(self.model, True)
+
+    def on_validation_end(self) -> None:
+        """Sharded again, where it was."""
+        gathered(self.model, False)
+
     def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
-        """Loss of one batch; beside it what the callbacks show: tokens read, answers exact and asked."""
+        """Loss of one batch; beside it what callbacks show: tokens, answers exact and asked, memories restarted."""
         carry = getattr(self.trainer.datamodule, "carry_memory", False)  # type: ignore[attr-defined]
         before, cost = self.carried if carry else None, self.optimizer_config.write_cost
+        restarted = torch.zeros((), dtype=torch.long, device=batch.tokens.device)
+        if before is not None:
+            before, batch, restarted = restart_broken(before, batch)
         with probe.recording(self.model, attached=True, only="write") if cost else nullcontext() as record:
             chosen, logits, state = self._predict(batch, before)
         self.carried = state.detach() if carry else None
         loss = reading = _loss(logits, chosen, batch)
         if record is not None and (written := record.total("write")) is not None:
             loss = loss + cost * written
-        if carry and self.trainer.world_size > 1:
+        if carry and self.trainer.world_size > 1 and self.device_mesh is None:
             loss = _with_first_weights(loss, self.model)
         self.log("loss", reading.detach(), logger=False, batch_size=len(batch.tokens))
-        return {"loss": loss, **_counts(logits, chosen, batch)}
+        return {"loss": loss, "restarted": restarted, **_counts(logits, chosen, batch)}
 
     def _predict(self, batch: Batch, state: State | None) -> tuple[Tensor, Tensor, State]:
         """Logits [n, V] where there are targets, which the Bool [B, T] in front says, and the state."""
@@ -99,7 +118,9 @@ class LanguageModel(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the carried memory back."""
         if tensors := own(self.trainer, checkpoint.get("carried")):
+            gathered(self.model, True)
             template = self.model.init_state(len(tensors["position"]))
+            gathered(self.model, False)
             found = iter([tensors[name].to(self.device) for name, _ in template.items()])
             self.carried = template.map(lambda _: next(found))
 

@@ -291,7 +291,7 @@ def test_an_older_checkpoint_survives_a_full_disk(
 
     with monkeypatch.context() as patch:
         if full == "save_file":
-            patch.setattr("neuralmem.models.checkpoint.save_file", fail)
+            patch.setattr("neuralmem.models.weights.save_file", fail)
         else:
             patch.setattr(Path, "write_text", fail)
         with pytest.raises(OSError, match="disk full"):

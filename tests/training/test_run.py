@@ -160,6 +160,7 @@ def test_tokens_per_step_sets_accumulation(train: Train) -> None:
         train("transformer", "a", "--tokens_per_step", "576", "--trainer.max_steps", "2") / "metrics.csv"
     )
     assert 480 < rows[0]["tokens"] <= 576
+    assert rows[0]["loss"] == pytest.approx(5.5, abs=0.5)  # nats per token, not the share of one of three batches
 
 
 def test_the_command_line_wins_over_the_checkpoint(train: Train, capsys: pytest.CaptureFixture) -> None:

@@ -1,0 +1,129 @@
+"""Training on one device and on two, from a test or as one of two processes: `python devices.py FOLDER CASE...`."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from neuralmem.config import AttentionConfig, MemoryConfig
+from neuralmem.data.batch import Batch
+from neuralmem.training.command_line import quiet_lightning
+from neuralmem.training.faults import Faults
+from neuralmem.training.module import LanguageModel
+from neuralmem.training.sharding import whole
+
+STEPS, ROWS, LENGTH, VOCABULARY = 4, 4, 24, 19
+MEMORY = MemoryConfig(rule="titans", heads=2, chunk_size=8)
+ATTENTION = AttentionConfig(heads=2, window=8, persistent_tokens=2, segment=12)
+CASES: dict[str, dict[str, Any]] = {
+    "fresh rows": {"pattern": ["titans_mag"]},
+    "carried memory": {"pattern": ["titans_lmm", "titans_mac"], "carry": True},
+    "accumulation": {"pattern": ["titans_lmm"], "carry": True, "accumulate": 2},
+    "NaN on one device": {"pattern": ["titans_lmm"], "carry": True, "broken": 1},
+    "uneven validation": {"pattern": ["titans_lmm"], "uneven": True},
+    "tied embeddings": {"pattern": ["transformer"], "tie_embeddings": True},
+}
+
+
+class Rows(IterableDataset[Batch]):
+    """Four rows per batch, every device its own; a document starts in one of them."""
+
+    def __init__(self, index: int, count: int, batches: int = 10**12) -> None:
+        self.index, self.count, self.batches = index, count, batches
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        random = torch.Generator().manual_seed(0)
+        for _ in range(self.batches):
+            tokens = torch.randint(VOCABULARY, (ROWS, LENGTH + 1), generator=random)
+            reset = torch.zeros(ROWS, LENGTH, dtype=torch.bool)
+            reset[0, 8] = True
+            mine = slice(self.index, None, self.count)
+            yield Batch(tokens[mine, :-1], tokens[mine, 1:], reset=reset[mine] if self.index == 0 else None)
+
+
+class Data(L.LightningDataModule):
+    """`Rows` for training and validation."""
+
+    def __init__(self, carry: bool, uneven: bool) -> None:
+        super().__init__()
+        self.carry_memory, self.uneven = carry, uneven
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader(10**12)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(3 if self.uneven and self.trainer.global_rank == 0 else 1)
+
+    def _loader(self, batches: int) -> DataLoader:
+        rows = Rows(self.trainer.global_rank, self.trainer.world_size, batches)
+        return DataLoader(rows, batch_size=None, generator=torch.Generator().manual_seed(0))
+
+
+class Watched(LanguageModel):
+    """Keeps the loss of every batch; the loss of the batch called broken is no number on the last device."""
+
+    def __init__(self, broken: int | None, **model: Any) -> None:
+        super().__init__(**model)
+        self.broken, self.losses = broken, []
+
+    def training_step(self, batch: Batch, index: int) -> dict[str, torch.Tensor]:
+        outputs = super().training_step(batch, index)
+        self.losses.append(outputs["loss"].detach())
+        if index == self.broken and self.trainer.global_rank == self.trainer.world_size - 1:
+            outputs["loss"] = outputs["loss"] * torch.nan
+        return outputs
+
+
+def train(case: str, strategy: str, devices: int, callbacks: Callable[[], list[L.Callback]] = list) -> dict[str, Any]:
+    """Train the case. -> losses, the validation's, weights, and how many steps were skipped; all as on one device."""
+    options = dict(CASES[case])
+    carry, accumulate, broken, uneven = (options.pop(x, None) for x in ("carry", "accumulate", "broken", "uneven"))
+    quiet_lightning()
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    module = Watched(
+        broken, vocab_size=VOCABULARY, width=16, depth=2, attention=ATTENTION, memory=MEMORY, **options
+    )  # fmt: skip
+    faults = Faults()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        strategy=strategy,
+        devices=devices,
+        max_steps=STEPS,
+        accumulate_grad_batches=accumulate or 1,
+        gradient_clip_val=1.0,
+        val_check_interval=STEPS * (accumulate or 1),
+        num_sanity_val_steps=0,
+        callbacks=[faults, *callbacks()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=Data(bool(carry), bool(uneven)))
+    weights = {name: whole(x.detach()).clone() for name, x in module.model.state_dict().items()}
+    losses = trainer.strategy.reduce(torch.stack(module.losses), reduce_op="mean")
+    validation = torch.zeros(()) if uneven else trainer.callback_metrics["val_loss"]
+    torch.set_default_dtype(torch.float32)
+    return {"losses": losses, "validation": validation, "skipped": torch.tensor(faults.skipped), **weights}
+
+
+def main(folder: Path, runs: list[str]) -> None:
+    """Each run is "strategy:case"; rank 0 writes what came of it."""
+    torch.set_num_threads(1)
+    for run in runs:
+        strategy, _, case = run.partition(":")
+        result = train(case, strategy, devices=2)
+        if torch.distributed.get_rank() == 0:
+            torch.save(result, folder / f"{run}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,55 @@
+"""Two processes, replicated or sharded, and one process with all their rows: the same losses and the same weights."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training import devices
+
+STRATEGIES = ["ddp", "fsdp2"]
+QUICK = [f"{strategy}:{case}" for strategy in STRATEGIES for case in ("carried memory", "NaN on one device")]
+ALL = [f"{strategy}:{case}" for strategy in STRATEGIES for case in devices.CASES]
+ROOT = Path(__file__).parents[2]
+
+
+def run_two(folder: Path, runs: list[str]) -> dict[str, dict[str, torch.Tensor]]:
+    """Train in two processes, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    common |= {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, devices.__file__, str(folder), *runs],
+            env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    said = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], "\n".join(said)
+    return {run: torch.load(folder / f"{run}.pt", weights_only=True) for run in runs}
+
+
+def compare(two: dict[str, dict[str, torch.Tensor]]) -> None:
+    for run, found in two.items():
+        one = devices.train(run.partition(":")[2], "auto", devices=1)
+        assert found.keys() == one.keys()
+        for name, x in one.items():
+            assert torch.allclose(found[name], x, rtol=1e-9, atol=1e-9), (run, name, found[name], x)
+
+
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    compare(run_two(tmp_path, QUICK))
+
+
+@pytest.mark.soak
+def test_two_processes_are_one_in_every_case(tmp_path: Path) -> None:
+    compare(run_two(tmp_path, [run for run in ALL if run not in QUICK]))
