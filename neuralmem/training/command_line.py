@@ -18,13 +18,14 @@ from neuralmem.data import module as data_module
 from neuralmem.errors import UserError, nearest
 from neuralmem.models.checkpoint import refuse_file
 from neuralmem.training.checkpoints import Checkpoints, SaveModel, find_checkpoint
-from neuralmem.training.explain import explain, explain_mismatch
+from neuralmem.training.explain import explain, explain_mismatch, explain_missing
 from neuralmem.training.logs import RunLogs
 from neuralmem.training.mastery import Mastery
 from neuralmem.training.meter import Meter
 from neuralmem.training.module import LanguageModel
 from neuralmem.training.optim import OptimizerConfig
 from neuralmem.training.plot import LossPlot
+from neuralmem.training.probes import Probes
 from neuralmem.training.progress import Progress
 from neuralmem.training.ranks import RankState
 
@@ -48,6 +49,11 @@ def train(arguments: list[str]) -> None:
         cli = CommandLine(arguments)
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
+    except ValueError as error:  # a class that is named in the configuration cannot be made
+        reason = user_error(error) or explain_missing(error)
+        if reason is None:
+            raise
+        raise UserError(str(reason)) from error
     cli.accumulate()
     if cli.checkpoint is None and cli.config.ckpt_path == "last" and cli.trainer.is_global_zero:
         print(f"no checkpoint in {cli.run}: starting from the beginning", file=sys.stderr)
@@ -156,6 +162,7 @@ class CommandLine(LightningCLI):
         parser.add_class_arguments(OptimizerConfig, "optimizer")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(Mastery, "mastery")
+        parser.add_lightning_class_args(Probes, "probes")
         parser.link_arguments("optimizer", "model.optimizer", apply_on="instantiate")
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         parser.set_defaults(DEFAULTS)
@@ -187,10 +194,13 @@ class CommandLine(LightningCLI):
         own: list[L.Callback] = [RankState(), meter, SaveModel(config, json.loads(data)["data"]), LossPlot()]
         if trainer.enable_progress_bar is not False:
             own.append(Progress(meter))
+        self.config_init.probes.data = json.loads(data)["data"]
         trainer.callbacks = [*(trainer.callbacks or []), *own]
         trainer.default_root_dir = str(self.run)
-        if trainer.logger in (None, True):
-            trainer.logger = RunLogs(self.run, resume=self.checkpoint is not None)
+        if trainer.logger is not False:  # the run's own beside what the configuration names
+            named = [] if trainer.logger in (None, True) else trainer.logger
+            loggers = named if isinstance(named, list) else [named]
+            trainer.logger = [RunLogs(self.run, resume=self.checkpoint is not None), *loggers]
         return super().instantiate_trainer(**kwargs)
 
     def accumulate(self) -> None:

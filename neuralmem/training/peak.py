@@ -70,7 +70,7 @@ def peak_of(device: torch.device) -> Peak:
     """
     if device.type == "cuda" and (known := known_peak(torch.cuda.get_device_name(device))):
         return known
-    return _measured(device.type, device.index, torch.get_num_threads())
+    return _measured(str(device), torch.get_num_threads())
 
 
 def known_peak(name: str) -> Peak | None:
@@ -83,8 +83,9 @@ def known_peak(name: str) -> Peak | None:
 
 
 @functools.cache
-def _measured(kind: str, index: int | None, threads: int) -> Peak:
-    device, side = torch.device(kind, index), SIDE.get(kind, SIDE["cpu"])
+def _measured(name: str, threads: int) -> Peak:
+    device = torch.device(name)
+    kind, side = device.type, SIDE.get(device.type, SIDE["cpu"])
     wide = kind == "cuda"
     # No random numbers: a run's own must not depend on whether its peak was measured.
     a = torch.linspace(-1, 1, side * side, device=device).view(side, side)
