@@ -28,6 +28,7 @@ from neuralmem.training.plot import LossPlot
 from neuralmem.training.probes import Probes
 from neuralmem.training.progress import Progress
 from neuralmem.training.ranks import RankState
+from neuralmem.training.report import Report
 
 DEFAULTS = {
     "trainer.log_every_n_steps": 10,
@@ -163,6 +164,7 @@ class CommandLine(LightningCLI):
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(Mastery, "mastery")
         parser.add_lightning_class_args(Probes, "probes")
+        parser.add_lightning_class_args(Report, "report")
         parser.link_arguments("optimizer", "model.optimizer", apply_on="instantiate")
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         parser.set_defaults(DEFAULTS)

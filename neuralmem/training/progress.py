@@ -67,9 +67,9 @@ class Progress(ProgressBar):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._write(self.line(trainer, pl_module), "\n")
-        read = f"{trainer.global_step:,} steps, {_short(self.meter.tokens)} tokens"
+        read = f"{trainer.global_step:,} steps, {short(self.meter.tokens)} tokens"
         memory = f"peak memory {peak_memory(pl_module.device) / 2**30:.2f} GiB"
-        self.print(f"{read} in {_clock(time.monotonic() - self.began)}, {memory}, saved in {trainer.default_root_dir}")
+        self.print(f"{read} in {clock(time.monotonic() - self.began)}, {memory}, saved in {trainer.default_root_dir}")
 
     def line(self, trainer: L.Trainer, pl_module: Any) -> str:
         """The line as it is now."""
@@ -82,10 +82,10 @@ class Progress(ProgressBar):
         if "answers" in latest:
             parts.append(f"answers {latest['answers']:.1%}")
         if "tokens_per_second" in latest:
-            parts.append(f"{_short(latest['tokens_per_second'])} tok/s")
+            parts.append(f"{short(latest['tokens_per_second'])} tok/s")
         done = share - self.share_at_start
         if done > 0 and share < 1:
-            parts.append(f"{_clock((time.monotonic() - self.began) * (1 - share) / done)} left")
+            parts.append(f"{clock((time.monotonic() - self.began) * (1 - share) / done)} left")
         return "  ".join(parts + list(_details(latest)))
 
     def _write(self, text: str, end: str) -> None:
@@ -129,12 +129,14 @@ def _bar(share: float) -> str:
     return f"▕{'█' * int(cells)}{part}{' ' * (WIDTH - int(cells) - len(part))}▏"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any."""
     minutes, second = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{second:02}" if minutes >= 60 else f"{minutes}:{second:02}"
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
+    """A number with a letter for its thousands: 23.4K."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
         if number >= size:
             return f"{number / size:.1f}{letter}"
