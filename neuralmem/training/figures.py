@@ -17,15 +17,16 @@ SMOOTH = 0.02  # of the run: what a smoothed line averages over
 LEGEND: dict[str, Any] = {"fontsize": 8.5, "frameon": True, "framealpha": 0.8, "edgecolor": "none"}
 MOST_NAMED = 8  # layers that a legend names; with more a scale says how deep they are
 
+SATURATED = "share below 1% or above 99%"
 HEALTH = {
-    "state_norm": ("state norm", "norm of a head's weights"),
-    "surprise": ("surprise", "what a write is to lower"),
-    "theta": ("theta, inner learning rate", "mean over tokens"),
-    "eta": ("eta, surprise decay", "mean over tokens"),
-    "alpha": ("alpha, forget fraction", "mean over tokens"),
-    "theta_saturated": ("theta's gate, saturated", "share of tokens"),
-    "eta_saturated": ("eta's gate, saturated", "share of tokens"),
-    "alpha_saturated": ("alpha's gate, saturated", "share of tokens"),
+    "state_norm": ("State norm", "norm of a head's weights"),
+    "surprise": ("Surprise", "what writing lowers, mean over tokens"),
+    "theta": ("Theta, inner learning rate", "mean over tokens"),
+    "eta": ("Eta, surprise decay", "mean over tokens"),
+    "alpha": ("Alpha, forget fraction", "mean over tokens"),
+    "theta_saturated": ("Theta's gate, saturated", SATURATED),
+    "eta_saturated": ("Eta's gate, saturated", SATURATED),
+    "alpha_saturated": ("Alpha's gate, saturated", SATURATED),
 }
 
 
@@ -108,7 +109,9 @@ def probe(lines: Sequence[dict[str, Any]]) -> Any:
         colour = (BLUE, ORANGE, GREEN)[number % 3]
         if first is not last and name in first["curves"]:
             left.plot(*zip(*first["curves"][name], strict=True), color=colour, alpha=0.3, linewidth=1.2)
-        left.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3.5, label=name)
+        # Ever thinner: of two curves that coincide both are seen.
+        style = {"marker": "o", "markersize": 3.5, "linewidth": 2.6 / (1 + number)}
+        left.plot(*zip(*points, strict=True), color=colour, label=name, **style)
     xs = [x for points in last["curves"].values() for x, _ in points]
     if xs and max(xs) > 3 * max(min(xs), 1e-9):
         left.set_xscale("log", base=2)
@@ -124,6 +127,8 @@ def probe(lines: Sequence[dict[str, Any]]) -> Any:
         points = [(line["step"], line["values"][name]) for line in lines if name in line["values"]]
         right.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=name.replace("_", " "))
     _name(right, "Over the run", last["axes"][1])
+    if names:
+        right.legend(**LEGEND, loc="upper left", bbox_to_anchor=(1, 1.03))
     if "share" in last["axes"][1]:
         _as_share(right)
     return figure
