@@ -12,11 +12,10 @@ Run: python benchmarks/family.py             three seeds, an hour or two on two 
 """
 
 import argparse
-import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,6 +32,7 @@ from race import Ticker
 from record import machine, place
 from torch.nn import functional as F
 
+from neuralmem.config import ModelConfig
 from neuralmem.models.causal_lm import CausalLM, build_model
 from neuralmem.training.loss import token_loss
 from neuralmem.training.optim import OptimizerConfig, learning_rate, make_optimizer
@@ -177,14 +177,17 @@ def job(member: Member, seed: int, settings: Row) -> Row:
             row |= evaluate(model, seed, settings)
     except Exception as error:  # one member's failure is a result, and must not end the others'
         row["failed"] = f"{type(error).__name__}: {error}"
-    return row | {"config": dataclasses.asdict(member.config)}
+    return row | {"config": member.config.to_dict()}
 
 
-def finished(path: Path, settings: Row) -> list[Row]:
-    """Rows of an earlier run at the same settings that did not fail."""
+def finished(path: Path, settings: Row, members: Iterable[Member]) -> list[Row]:
+    """Rows of an earlier run at the same settings and of members that are still the same, which did not fail."""
     kept = json.loads(path.read_text()) if path.exists() else {"rows": []}
-    same = kept.get("settings") == json.loads(json.dumps(settings))
-    return [row for row in kept["rows"] if "failed" not in row] if same else []
+    if kept.get("settings") != json.loads(json.dumps(settings)):
+        return []
+    configs = {member.name: member.config for member in members}
+    done = [row for row in kept["rows"] if "failed" not in row]
+    return [row for row in done if ModelConfig.from_dict(row["config"]) == configs.get(row["member"])]
 
 
 def write_rows(path: Path, settings: Row, rows: list[Row]) -> None:
@@ -197,9 +200,10 @@ def write_rows(path: Path, settings: Row, rows: list[Row]) -> None:
 
 def run(settings: Row, path: Path, only: list[str] | None) -> None:
     """Run what is missing in `path`, two at a time, writing after every one."""
-    rows = finished(path, settings)
+    everybody = list(members())
+    rows = finished(path, settings, everybody)
     there = {(row["member"], row["seed"]) for row in rows}
-    chosen = [m for m in members() if not only or m.name in only]
+    chosen = [m for m in everybody if not only or m.name in only]
     jobs = [(m, seed) for seed in range(settings["seeds"]) for m in chosen if (m.name, seed) not in there]
     with (
         ProcessPoolExecutor(min(2, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool,

@@ -7,6 +7,7 @@ many of HOPE's levels learn. TTT-E2E has no such knob: its state is its feed-for
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from family_tasks import VOCABULARY
@@ -62,14 +63,23 @@ def members() -> Iterator[Member]:
         yield Member("ttt_e2e", fit(replace(window, model="ttt_e2e", end_to_end=end_to_end)))
 
 
-def fit(config: ModelConfig, *, knobs: bool = True) -> ModelConfig:
-    """The config with a state near STATE and parameters near PARAMETERS."""
+def fit(config: ModelConfig, *, knobs: bool = True, state: int = STATE) -> ModelConfig:
+    """The config with a state near so many bytes and parameters near PARAMETERS."""
     if not knobs:
         return _filled(config)
     if not set(config.pattern) & set(OWN_LAYERS):
-        return _filled(min(_sizes(config), key=lambda c: abs(state_bytes(c) - STATE)))
+        return _filled(_widest(_sizes(config), state))
     # Their feed-forward is state too, so one depends on the other.
-    return min(map(_filled, _levels(config)), key=lambda c: abs(state_bytes(c) - STATE))
+    return _widest(map(_filled, _levels(config)), state)
+
+
+def _widest(configs: Iterator[ModelConfig], state: int) -> ModelConfig:
+    """The widest heads with a state within a tenth of so many bytes, which store the most; else the nearest state."""
+    away = [(abs(state_bytes(config) / state - 1), config) for config in configs]
+    near = [pair for pair in away if pair[0] <= 0.1]
+    widest = max((config.memory.head_width or 0 for _, config in near), default=0)
+    wide = [pair for pair in near if pair[1].memory.head_width == widest]
+    return min(wide or away, key=lambda pair: pair[0])[1]
 
 
 def _filled(config: ModelConfig) -> ModelConfig:
@@ -93,10 +103,10 @@ def _sizes(config: ModelConfig) -> Iterator[ModelConfig]:
 
 def _levels(config: ModelConfig) -> Iterator[ModelConfig]:
     """The config with one level that learns among more and more that do not."""
-    for resting in (0, 1, 3, 7, 11, 15):
+    for resting in (7, 15, 31):
         continuum = replace(config.memory.continuum, periods=[config.memory.chunk_size, *[None] * resting])
-        for head_width in (16, 32):
-            memory = replace(config.memory, head_width=head_width, expansion=1.0, continuum=continuum)
+        for head_width, expansion in product((16, 24, 32), (0.5, 1.0)):
+            memory = replace(config.memory, head_width=head_width, expansion=expansion, continuum=continuum)
             yield replace(config, memory=memory)
 
 

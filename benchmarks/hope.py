@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from family import BATCH, Row, ask, finished, loss_of, train, write_rows
-from family_members import BASE, Member, fit, parameters, state_bytes
+from family_members import BASE, STATE, Member, fit, parameters, state_bytes
 from family_table import update_hope
 from family_tasks import FIRST_FILLER, FIRST_KEY, FIRST_VALUE, IGNORE, KEYS, VALUES, VOCABULARY, Rows, prose, text
 from race import Ticker
@@ -41,6 +41,7 @@ from neuralmem.models.causal_lm import CausalLM, build_model
 
 TASKS, PER_TASK, SHOWN = 5, 8, 3
 WINDOW_ONLY = "Transformer, frozen"  # it reads, and nothing in it changes
+FINE_TUNED, STARTS = "Transformer, fine-tuned {}", ("trained as the others", "from its first weights")
 CONTEXT = 512  # bytes of a row of prose
 RATES, STEPS_PER_TASK = (3e-3, 1e-3, 3e-4, 1e-4), 30  # of fine-tuning
 FULL = {"seeds": 3, "seconds": 150.0, "steps": 240, "rows": 48}
@@ -58,7 +59,7 @@ def contenders() -> Iterator[Member]:
         ("window + continuum (HOPE-Attention)", ["hope_attention"], "titans"),
     ):
         config = replace(BASE, pattern=pattern, memory=replace(BASE.memory, rule=rule))
-        yield Member(name, fit(config, knobs=pattern != ["transformer"]))
+        yield Member(name, fit(config, knobs=pattern != ["transformer"], state=2 * STATE))  # room for two HOPE layers
     full = replace(BASE, pattern=["transformer"], attention=replace(BASE.attention, window=None))
     yield Member("full attention", fit(full, knobs=False))
 
@@ -189,9 +190,9 @@ def sequence(member: Member, seed: int, settings: Row) -> list[Row]:
     found = measures(read_in_sequence(model, seed, settings["rows"])) | {"worlds": settings["rows"]}
     rows = [_described(member, seed, "sequence", row | found)]
     if member.name == WINDOW_ONLY:
-        for name, start in (("trained as the others", model), ("from its first weights", _fresh(member, seed))):
+        for name, start in zip(STARTS, (model, _fresh(member, seed)), strict=True):
             tuned = row | fine_tuned(start, seed, settings["rows"])
-            rows.append(_described(replace(member, name=f"Transformer, fine-tuned {name}"), seed, "sequence", tuned))
+            rows.append(_described(replace(member, name=FINE_TUNED.format(name)), seed, "sequence", tuned))
     return rows
 
 
@@ -214,19 +215,22 @@ def _fresh(member: Member, seed: int) -> CausalLM:
 
 def _described(member: Member, seed: int, claim: str, row: Row) -> Row:
     size = {"parameters": parameters(member.config), "state_bytes": state_bytes(member.config)}
-    return {"claim": claim, "member": member.name, "seed": seed, "commit": machine()["commit"], **size, **row}
+    row = {"claim": claim, "member": member.name, "seed": seed, "commit": machine()["commit"], **size, **row}
+    return row | {"config": member.config.to_dict()}
 
 
 def run(settings: Row, name: str) -> None:
     """Run what is missing, two at a time, writing after every one."""
     path = place(name)
-    rows = finished(path, settings)
+    everybody = list(contenders())
+    tuned = [replace(m, name=FINE_TUNED.format(start)) for m in everybody if m.name == WINDOW_ONLY for start in STARTS]
+    rows = finished(path, settings, [*everybody, *tuned])
     there = {(row["claim"], row["member"], row["seed"]) for row in rows}
     jobs = [
         (claim, member, seed)
         for seed in range(settings["seeds"])
         for claim in CLAIMS
-        for member in contenders()
+        for member in everybody
         if (claim, member.name, seed) not in there and not (claim == "perplexity" and member.name == "full attention")
     ]
     with (

@@ -215,16 +215,20 @@ class EndToEndConfig:
 
     Args:
         mini_batch: tokens between two updates, at most attention.window
-        periods: one prime MLP per entry in each of the last quarter of the layers, updated every so many tokens: the
-            mini-batch first, then multiples of it, slower and slower, and null for one that never updates. None is one
-            MLP with the mini-batch as its period
+        learns: in each of the last quarter of the layers: "prime", MLPs of their own before the feed-forward, or
+            "feed_forward", the feed-forward itself, its hidden units dealt out to the levels
+        periods: one level per entry, updated every so many tokens: the mini-batch first, then multiples of it, slower
+            and slower, and null for one that never updates. None is one level with the mini-batch as its period
+        learn: per level, whether it learns while reading; None is all
         theta: inner learning rate; 0 is the frozen model
         clip: a level's gradient, of one sequence and all layers together, has at most this norm
         checkpoint: recompute every mini-batch in backward instead of keeping what it computed
     """
 
     mini_batch: int = 16
+    learns: Literal["prime", "feed_forward"] = "prime"
     periods: list[int | None] | None = None
+    learn: list[bool] | None = None
     theta: float = 1.0
     clip: float = 1.0
     checkpoint: bool = False
@@ -234,6 +238,9 @@ class EndToEndConfig:
         check(where, self, positive=("mini_batch", "clip"))
         if self.theta < 0:
             raise UserError(f"{where}.theta is {self.theta!r}; it must not be negative")
+        levels = 1 if self.periods is None else len(self.periods)
+        if self.learn is not None and len(self.learn) != levels:
+            raise UserError(f"{where}.learn is {self.learn}; it must have {levels} values, one per level")
         if self.periods is None:
             return
         object.__setattr__(self, "periods", list(self.periods))
@@ -249,7 +256,8 @@ class EndToEndConfig:
     def intervals(self) -> list[int | None]:
         """Mini-batches between two updates of each level; None where it never updates."""
         periods = self.periods if self.periods is not None else [self.mini_batch]
-        return [None if period is None else period // self.mini_batch for period in periods]
+        learn = self.learn if self.learn is not None else [True] * len(periods)
+        return [period // self.mini_batch if period and on else None for period, on in zip(periods, learn, strict=True)]
 
 
 @dataclass(frozen=True)

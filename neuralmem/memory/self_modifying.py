@@ -21,8 +21,10 @@ from neuralmem.ops.self_modifying import BOXES, make_boxes, self_modifying, spli
 from neuralmem.ops.unit import unit
 from neuralmem.typing import Tensor, Tensors
 
-MAKER_GAIN = 0.1  # of the norm in what a memory adds to its input, for the four that make keys, values and gates
-MEMORY_GAIN = 0.3  # and in the one that is read: its target M(v) is then mostly v, not what it adds at random
+# Lengths of what a memory adds to its input at the start; keys have length one.
+MAKER_LENGTH = 0.4  # for the four that make keys, values and gates
+MEMORY_LENGTH = 1.2  # and the one that is read: its target M(v) is then mostly v, not what it adds at random
+NORM_EPS = 1 / 32  # over D; first weights give keys a variance of about 1 / (4 D). README of the op: what it prevents
 OF_THETA_MAX = 2 / 3  # DGD's transition is 1 - alpha - 3 theta where a gradient step's is 1 - alpha - 2 theta
 
 
@@ -43,8 +45,8 @@ class SelfModifying(Ways):
         hidden = max(1, round(config.expansion * D))
         widths = [D, *[hidden] * (config.depth - 1), D]
         self.weights = nn.ParameterList(torch.randn(count * H, out, into) / into**0.5 for into, out in pairwise(widths))
-        gain = torch.full((count * H, D), MAKER_GAIN)
-        gain[-H:] = MEMORY_GAIN
+        gain = torch.full((count * H, D), MAKER_LENGTH / D**0.5)
+        gain[-H:] = MEMORY_LENGTH / D**0.5
         self.norm_gain = nn.Parameter(gain)
         self.norm_bias = nn.Parameter(torch.zeros(count * H, D))
         self.gate_map_weight = nn.Parameter(0.1 * torch.randn(2, H, D) / D**0.5)
@@ -59,6 +61,7 @@ class SelfModifying(Ways):
             "activation": self.config.activation,
             "residual": self.config.residual,
             "norm": (self.norm_gain, self.norm_bias),
+            "norm_eps": NORM_EPS / self.head_width,
         }
 
     def initial(self) -> Fast:
@@ -97,7 +100,8 @@ class SelfModifying(Ways):
         H = self.heads
         norm = self.norm_gain[-H:], self.norm_bias[-H:]
         memory = tuple(w[:, -H:] for w in weights)
-        return evaluate_memory(q, memory, activation=self.config.activation, residual=self.config.residual, norm=norm)
+        form = {name: self._slow[name] for name in ("activation", "residual", "norm_eps")}
+        return evaluate_memory(q, memory, norm=norm, **form)
 
     def recall_error(self, x: Tensor, state: MemoryState) -> Tensor:
         """The mean of |M_memory(k) - M_memory(v)|^2, k and v made by the memories as they are."""

@@ -1,10 +1,13 @@
-"""Prime MLPs: feed-forwards with weights per sequence, and the step that they take after a mini-batch.
+"""Feed-forwards with weights per sequence, and the step that they take after a mini-batch.
+
+What learns is an MLP of its own before the layer's feed-forward (`Prime`), or the hidden units of the feed-forward
+itself (`Units`).
 
 TTT-E2E (2512.23675): W <- W - theta clip(mean gradient of the next-token loss). With several levels, each of a period
 of its own, a continuum memory system (2512.24695 Eq. 70-71) whose loss is the model's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from neuralmem.config import EndToEndConfig
+from neuralmem.layers._layer import Layer
 from neuralmem.modules.init import RESIDUAL_SCALE
 from neuralmem.modules.norm import RMSNorm
 from neuralmem.state import State
@@ -48,8 +52,63 @@ class PrimeFeedForward(nn.Module):
 
     def forward(self, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
         """x: [B, T, width]; up, down: one set of weights per row, [B, ...], in fp32 or wider."""
-        gate, value = (self.before(x) @ up.to(x.dtype).transpose(1, 2)).chunk(2, dim=-1)
-        return x + self.after((F.silu(gate) * value) @ down.to(x.dtype).transpose(1, 2)).to(x.dtype)
+        return x + self.after(_swiglu(self.before(x), up, down)).to(x.dtype)
+
+
+def _swiglu(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """W_down (silu(W_gate x) * W_up x) with weights per row. x: [B, T, width]; up [B, 2 h, width], gate above up."""
+    gate, value = (x @ up.to(x.dtype).transpose(1, 2)).chunk(2, dim=-1)
+    return (F.silu(gate) * value) @ down.to(x.dtype).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Prime:
+    """In a layer, one MLP per level, one after the other, then the feed-forward, which stays as it is.
+
+    Args:
+        layer: whose feed-forward it is
+        levels: fastest first
+    """
+
+    layer: Layer
+    levels: Sequence[PrimeFeedForward]
+
+    def initial(self) -> list[Tensors]:
+        """The first weights of every level, without the batch."""
+        return [level.initial() for level in self.levels]
+
+    def __call__(self, x: Tensor, weights: Sequence[Tensors]) -> Tensor:
+        """The residual stream [B, T, width] through them. Without weights, MLPs add nothing."""
+        for level, own in zip(self.levels, weights, strict=False):
+            x = level(x, *own)
+        return x + self.layer.feed_forward(self.layer.feed_forward_norm(x))
+
+
+@dataclass(frozen=True)
+class Units:
+    """In a layer, the feed-forward, its hidden units dealt out to the levels: what they add is its sum over them.
+
+    Args:
+        layer: whose feed-forward it is
+        levels: how many
+    """
+
+    layer: Layer
+    levels: int
+
+    def initial(self) -> list[Tensors]:
+        """The first weights of every level, without the batch: its units' rows of up and columns of down."""
+        up, down = self.layer.feed_forward.up.weight, self.layer.feed_forward.down.weight
+        gate, value = (half.tensor_split(self.levels) for half in up.chunk(2))
+        ups = [torch.cat(pair) for pair in zip(gate, value, strict=True)]
+        return list(zip(ups, down.tensor_split(self.levels, dim=1), strict=True))
+
+    def __call__(self, x: Tensor, weights: Sequence[Tensors]) -> Tensor:
+        """The residual stream [B, T, width] and what they add. Without weights they add nothing."""
+        h = self.layer.feed_forward_norm(x)
+        for up, down in weights:
+            x = x + _swiglu(h, up, down).to(x.dtype)
+        return x
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 Nested Learning (2512.24695) starts continuum memories from a trained model's feed-forwards and trains on. Special:
 nothing else changes. In a chain the slowest level is the feed-forward and the others start by adding nothing; side by
-side the feed-forward's hidden units are dealt out.
+side the feed-forward's hidden units are dealt out. With next-token loss they always are, and there is no new parameter:
+the result is the model `ttt_e2e` of the same weights.
 """
 
 from collections.abc import Sequence
@@ -10,40 +11,50 @@ from dataclasses import replace
 
 import torch
 
-from neuralmem.config import ContinuumConfig, ModelConfig
-from neuralmem.errors import UserError
+from neuralmem.config import ContinuumConfig, EndToEndConfig, ModelConfig
+from neuralmem.errors import UserError, nearest
 from neuralmem.layers._layer import hidden_width
 from neuralmem.layers.hope_attention import HopeAttention
 from neuralmem.layers.transformer import Transformer
 from neuralmem.memory._continuum import Levels
 from neuralmem.models.causal_lm import CausalLM
+from neuralmem.models.ttt_e2e import EndToEnd
 from neuralmem.modules.feed_forward import FeedForward
 from neuralmem.typing import Tensor
+
+LOSSES = ("reconstruction", "next_token")
 
 
 def with_continuum_memory(
     model: CausalLM,
     periods: Sequence[int | None],
     *,
-    variant: str = "sequential",
+    loss: str = "reconstruction",
+    variant: str | None = None,
     learn: Sequence[bool] | None = None,
-    theta_max: float = ContinuumConfig.theta_max,
+    theta_max: float | None = None,
 ) -> CausalLM:
-    """Make `hope_attention` layers of `transformer` layers. With theta_max = 0, or no period at all, the logits are the
-    Transformer's; else they are until the first update, after one period.
+    """Make levels of the feed-forwards. With theta_max = 0, or no period at all, the logits are the Transformer's; else
+    they are until the first update, after one period.
 
     Args:
         model: of `transformer` layers only; not changed
         periods: tokens between two updates of a level, fastest first, null for never
-        variant: "sequential" or "independent"; "nested" with one level only, as it would apply the feed-forward again
+        loss: what the levels lower while they read. "reconstruction": their own error, in every layer, which becomes
+            `hope_attention`; "next_token": the model's loss on what it reads, in the last quarter of the layers, which
+            need a window of at least the first period (model `ttt_e2e`)
+        variant: "sequential" (the default for reconstruction) or "independent" (the only one for next_token);
+            "nested" with one level only, as it would apply the feed-forward again
         learn: per level, whether it learns while reading; None is all
-        theta_max: the largest inner learning rate
+        theta_max: the largest inner learning rate, with next_token the only one; None is the config's default
 
     Returns:
-        A new model in the dtype, mode and place of the old one. What is new in it, gates and values, is not trained.
+        A new model in the dtype, mode and place of the old one. What is new in it is not trained: gates and values for
+        reconstruction, nothing for next_token.
 
     Raises:
-        UserError: another layer than `transformer`, levels that cannot start as the feed-forward, wrong periods.
+        UserError: another layer than `transformer`, levels that cannot start as the feed-forward, wrong periods, loss
+            or variant, too small a window.
 
     Example:
         >>> model = CausalLM(ModelConfig(vocab_size=11, width=16, depth=1, pattern=["transformer"]))
@@ -55,28 +66,61 @@ def with_continuum_memory(
     """
     if other := sorted(set(model.config.layer_names) - {"transformer"}):
         raise UserError(f"model.pattern has {other[0]}; only transformer layers have a feed-forward to convert")
-    continuum = ContinuumConfig(
-        periods=list(periods),
-        learn=None if learn is None else list(learn),
-        variant=variant,  # type: ignore[arg-type]  # checked by the config
-        theta_max=theta_max,
-    )
-    if variant == "nested" and len(periods) > 1:
-        raise UserError("variant is 'nested'; its levels share one shape, so only a single one is the feed-forward")
+    if loss not in LOSSES:
+        raise UserError(f"loss is {loss!r}; it must be one of {', '.join(LOSSES)}{nearest(loss, LOSSES)}")
+    converted: CausalLM
+    if loss == "next_token":
+        converted = EndToEnd(_end_to_end(model.config, periods, variant, learn, theta_max))
+    else:
+        converted = CausalLM(_reconstructing(model.config, periods, variant, learn, theta_max))
     example = next(model.parameters())
-    converted = CausalLM(_config(model.config, continuum)).to(example.device, example.dtype)
+    converted = converted.to(example.device, example.dtype)
     weights = converted.state_dict()
     kept = {name: x for name, x in model.state_dict().items() if name in weights}
     converted.load_state_dict({**weights, **kept})
     for old, new in zip(model.layers, converted.layers, strict=True):
-        assert isinstance(old, Transformer)
-        assert isinstance(new, HopeAttention)
-        _fill(new.feed_forward.levels, old.feed_forward, old.feed_forward_norm.gain)
+        if isinstance(old, Transformer) and isinstance(new, HopeAttention):
+            _fill(new.feed_forward.levels, old.feed_forward, old.feed_forward_norm.gain)
     return converted.train(model.training)
 
 
-def _config(config: ModelConfig, continuum: ContinuumConfig) -> ModelConfig:
-    """The converted model's: in a chain every level is as wide as the feed-forward was."""
+def _end_to_end(
+    config: ModelConfig,
+    periods: Sequence[int | None],
+    variant: str | None,
+    learn: Sequence[bool] | None,
+    theta: float | None,
+) -> ModelConfig:
+    """The model's whose feed-forwards learn by next-token loss. Without a period nothing learns, in any mini-batch."""
+    if variant not in (None, "independent"):
+        raise UserError(f"variant is {variant!r}; with loss 'next_token' it must be 'independent'")
+    fastest = next(iter(periods), None)
+    levels = EndToEndConfig(
+        mini_batch=fastest or config.attention.window or 1,
+        learns="feed_forward",
+        periods=None if fastest is None else list(periods),
+        learn=[False] if fastest is None else None if learn is None else list(learn),
+        theta=EndToEndConfig.theta if theta is None else theta,
+    )
+    return replace(config, model=EndToEnd.name, end_to_end=levels)
+
+
+def _reconstructing(
+    config: ModelConfig,
+    periods: Sequence[int | None],
+    variant: str | None,
+    learn: Sequence[bool] | None,
+    theta_max: float | None,
+) -> ModelConfig:
+    """The model's whose feed-forwards learn by their own error: in a chain every level is as wide as one was."""
+    continuum = ContinuumConfig(
+        periods=list(periods),
+        learn=None if learn is None else list(learn),
+        variant=variant or "sequential",  # type: ignore[arg-type]  # checked by the config
+        theta_max=ContinuumConfig.theta_max if theta_max is None else theta_max,
+    )
+    if variant == "nested" and len(periods) > 1:
+        raise UserError("variant is 'nested'; its levels share one shape, so only a single one is the feed-forward")
     levels, hidden = len(continuum.periods or ()), hidden_width(config)
     each = -(-hidden // levels) if continuum.variant == "independent" else hidden
     return replace(

@@ -7,6 +7,8 @@ t at prime weights W, mini-batches of b tokens, and one W per sequence:
     outer:  (1/T) sum of l_t(W_{i-1}): the loss before the update, its gradient through all updates
 
 Only the prime MLPs of the last quarter of the layers are W; everything else is fixed while reading and trained outside.
+With `end_to_end.learns: feed_forward` W is the feed-forwards themselves, a Transformer's parameters and no others, so
+that a trained one can learn too (`nm.with_continuum_memory`).
 The clip is part of the model: with theta = 1 and without it reading diverges.
 
 Special: `forward` returns the logits at W_{i-1}, so that the usual loss is the outer one. The last loss of a mini-batch
@@ -28,11 +30,12 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from neuralmem import probe
 from neuralmem.config import ModelConfig
 from neuralmem.errors import UserError
 from neuralmem.layers._layer import hidden_width
 from neuralmem.models._plan import Plan
-from neuralmem.models._prime import FastWeights, PrimeFeedForward
+from neuralmem.models._prime import FastWeights, Prime, PrimeFeedForward, Units
 from neuralmem.models.causal_lm import CausalLM, ModelState
 from neuralmem.modules.grid import lay_out
 from neuralmem.modules.stream import Rows
@@ -98,6 +101,12 @@ class EndToEnd(CausalLM):
         if window is None or window < size:
             raise UserError(f"attention.window is {window}; it must be at least end_to_end.mini_batch = {size}")
         hidden, levels = hidden_width(config), len(config.end_to_end.intervals)
+        if config.end_to_end.learns == "feed_forward":
+            if levels > hidden:
+                raise UserError(
+                    f"end_to_end.periods has {levels} levels; the feed-forward has {hidden} units to deal out"
+                )
+            return
         self.prime: Any = nn.ModuleList(
             nn.ModuleList(PrimeFeedForward(config.width, hidden, config.norm_eps) for _ in range(levels))
             for _ in range(self.prefix, config.depth)
@@ -108,6 +117,18 @@ class EndToEnd(CausalLM):
         """How many layers come before those that learn, which are the last quarter."""
         return self.config.depth - max(1, self.config.depth // 4)
 
+    def learner(self, index: int) -> Prime | Units:
+        """What learns in layer prefix + index."""
+        layer, end_to_end = self.layers[self.prefix + index], self.config.end_to_end
+        if end_to_end.learns == "feed_forward":
+            return Units(layer, len(end_to_end.intervals))
+        return Prime(layer, self.prime[index])
+
+    def first_weights(self) -> list[Tensors]:
+        """What every sequence starts with, by level: two matrices per layer that learns, the first layer's first."""
+        layers = [self.learner(j).initial() for j in range(self.config.depth - self.prefix)]
+        return [tuple(w for own in level for w in own) for level in zip(*layers, strict=True)]
+
     def layer_config(self, index: int) -> ModelConfig:
         """Layers that learn are differentiated twice, which flash attention is not; they read at most b tokens at once,
         for which writing down all scores is no waste."""
@@ -117,8 +138,8 @@ class EndToEnd(CausalLM):
 
     @property
     def has_memory(self) -> bool:  # type: ignore[override]
-        """Whether it learns while it reads: with theta = 0 it is a Transformer."""
-        return self.config.end_to_end.theta > 0
+        """Whether it learns while it reads: with theta = 0, or no level that learns, it is a Transformer."""
+        return self.config.end_to_end.theta > 0 and any(self.config.end_to_end.intervals)
 
     def init_state(self, batch_size: int) -> EndToEndState:
         state, size = super().init_state(batch_size), self.config.end_to_end.mini_batch
@@ -126,12 +147,8 @@ class EndToEnd(CausalLM):
         inputs = self.embedding.weight.new_zeros(batch_size, size, self.config.width)
         tokens = torch.zeros(batch_size, size, dtype=torch.long, device=self.device)
         unfinished = Unfinished(inputs, tokens, torch.zeros_like(state.position), start)
-        fast = self._first_weights(batch_size)
+        fast = FastWeights.fresh(self.first_weights(), batch_size, self.config.end_to_end, self.state_dtype)
         return EndToEndState(state.position, state.layers, state.model, state.edition, fast=fast, unfinished=unfinished)
-
-    def _first_weights(self, batch_size: int) -> FastWeights:
-        levels = [tuple(w for mlp in level for w in mlp.initial()) for level in zip(*self.prime, strict=True)]
-        return FastWeights.fresh(levels, batch_size, self.config.end_to_end, self.state_dtype)
 
     def forward(  # type: ignore[override]
         self,
@@ -174,15 +191,11 @@ class EndToEnd(CausalLM):
     def _pass_suffix(
         self, x: Tensor, states: States, weights: tuple[Tensors, ...], rows: Rows
     ) -> tuple[Tensor, States]:
-        """Through the layers that learn. Without weights their prime MLPs add nothing."""
+        """Through the layers that learn. Without weights what learns adds nothing."""
         after = []
-        for j, (mlps, state) in enumerate(zip(self.prime, states, strict=True)):
-            layer = self.layers[self.prefix + j]
-            mixed, state = layer.mix(x, state, rows, "on")
-            x = x + mixed
-            for mlp, level in zip(mlps, weights, strict=False):
-                x = mlp(x, *level[2 * j : 2 * j + 2])
-            x = x + layer.feed_forward(layer.feed_forward_norm(x))
+        for j, state in enumerate(states):
+            mixed, state = self.layers[self.prefix + j].mix(x, state, rows, "on")
+            x = self.learner(j)(x + mixed, [level[2 * j : 2 * j + 2] for level in weights])
             after.append(state)
         return x, tuple(after)
 
@@ -207,7 +220,9 @@ class EndToEnd(CausalLM):
                 start = _choose_each(plan.last[:, i], states, start)
             part = Rows(None if plan.full[i] else plan.taken[:, here])
             due = plan.due[:, i] if plan.learns[i] else None
-            y, states, fast = self._read_mini_batch(inputs[:, here], targets[:, here], part, states, fast, due)
+            with probe.inside(self.layers[-1]):
+                y, states, fast = self._read_mini_batch(inputs[:, here], targets[:, here], part, states, fast, due)
+                self._observe(fast)
             outputs.append(y)
         inputs, ids = plan.tail(inputs), plan.tail(ids)
         return grid.take(torch.cat(outputs, dim=1)), states, fast, Unfinished(inputs, ids, plan.left, start)
@@ -244,7 +259,13 @@ class EndToEnd(CausalLM):
         logits = self.head(self.norm(y))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+        probe.observe("surprise", losses.detach()[due])
         return torch.where(due, losses.mean(1), 0).sum()
+
+    def _observe(self, fast: FastWeights) -> None:
+        if probe.active("state_norm"):
+            norms = [w.detach().flatten(1).norm(dim=1) for level in fast.weights for w in level]
+            probe.observe("state_norm", torch.stack(norms))
 
     def _only_read(self, x: Tensor, state: EndToEndState, rows: Rows, memory: MemoryMode) -> Read:
         """Read at the first weights, or without any, and write nothing."""

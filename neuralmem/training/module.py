@@ -16,8 +16,8 @@ from neuralmem import probe
 from neuralmem.config import ModelConfig
 from neuralmem.data.batch import NO_LOSS, Batch, exact_answers
 from neuralmem.memory._memory import Memory
-from neuralmem.models._prime import PrimeFeedForward
 from neuralmem.models.causal_lm import CausalLM, build_model
+from neuralmem.models.ttt_e2e import EndToEnd
 from neuralmem.state import State
 from neuralmem.training.loss import token_loss
 from neuralmem.training.optim import OptimizerConfig, learning_rate, make_optimizer
@@ -111,9 +111,9 @@ def _with_first_weights(loss: Tensor, model: CausalLM) -> Tensor:
     Empty slices rather than 0 * weights, which is NaN once a weight is not finite.
     """
     memories = [module for module in model.modules() if isinstance(module, Memory)]
-    primes = [module for module in model.modules() if isinstance(module, PrimeFeedForward)]
     weights = [weight for memory in memories for weight in memory.initial()[0]]
-    weights += [weight for prime in primes for weight in prime.initial()]
+    if isinstance(model, EndToEnd):
+        weights += [weight for level in model.first_weights() for weight in level]
     return sum((weight[:0].sum() for weight in weights), start=loss)
 
 

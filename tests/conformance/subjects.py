@@ -209,6 +209,7 @@ def _end_to_end() -> Iterator[Subject]:
         ("mini-batches of one token", {"mini_batch": 1}),
         ("mini-batches as long as the window", {"mini_batch": 5}),
         ("levels", {"mini_batch": 2, "periods": [2, 6, None]}),
+        ("the feed-forward learns", {"mini_batch": 3, "learns": "feed_forward", "periods": [3, 6, 12]}),
         ("mini-batches recomputed in backward", {"mini_batch": 3, "checkpoint": True}),
     ):
         yield Subject(name, "model", cls, replace(config, end_to_end=EndToEndConfig(**options)))

@@ -124,11 +124,8 @@ def test_gradients_of_a_hostile_text_are_finite(subject: Subject, norm: bool) ->
 
 
 @each(RULES)
-def test_gradients_do_not_grow_with_the_text(subject: Subject, request: pytest.FixtureRequest) -> None:
+def test_gradients_do_not_grow_with_the_text(subject: Subject) -> None:
     """At default settings and head width 64, of a loss whose size does not depend on the length."""
-    if subject.name == "self_modifying":
-        reason = "its targets are its own answers, and gradients through them grow without bound (its op's README)"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     sizes = []
     for tokens in (128, 1024):
         torch.manual_seed(0)

@@ -53,13 +53,16 @@ def documented_bytes(module: Stream, wide: int, narrow: int) -> int:
 
 
 def _end_to_end_bytes(model: EndToEnd, wide: int, narrow: int) -> int:
-    """Prime weights, gradients of levels that wait, two counters, and an unfinished mini-batch: its tokens, what they
-    are to the layers that learn, and those layers' windows at its start."""
+    """Weights that learn, gradients of levels that wait, two counters, and an unfinished mini-batch: its tokens, what
+    they are to the layers that learn, and those layers' windows at its start."""
     size, config, layers = model.config.width, model.config.end_to_end, model.config.depth - model.prefix
-    matrices = 3 * size * model.prime[0][0].down.in_features * layers
-    copies = sum(2 if interval not in (None, 1) else 1 for interval in config.intervals)
+    hidden, levels = round(size * model.config.feed_forward), len(config.intervals)
+    dealt = config.learns == "feed_forward"
+    units = [len(range(i, hidden, levels)) if dealt else hidden for i in range(levels)]
+    copies = [2 if interval not in (None, 1) else 1 for interval in config.intervals]
+    matrices = 3 * size * layers * sum(a * b for a, b in zip(units, copies, strict=True))
     window = narrow * 2 * (model.config.attention.window - 1) * size + INTEGER
-    return wide * matrices * copies + 2 * INTEGER + config.mini_batch * (INTEGER + narrow * size) + layers * window
+    return wide * matrices + 2 * INTEGER + config.mini_batch * (INTEGER + narrow * size) + layers * window
 
 
 @each()

@@ -6,9 +6,10 @@ from torch.nn import functional as F
 
 from neuralmem.config import MemoryConfig
 from neuralmem.errors import UserError
+from neuralmem.memory import self_modifying as self_modifying_file
 from neuralmem.memory._rule import MemoryRule
 from neuralmem.memory._ways import Ways
-from neuralmem.memory.self_modifying import MAKER_GAIN, MEMORY_GAIN, SelfModifying
+from neuralmem.memory.self_modifying import MAKER_LENGTH, MEMORY_LENGTH, SelfModifying
 from neuralmem.modules.stream import Rows
 from neuralmem.ops.self_modifying import make_boxes, split_boxes
 
@@ -67,8 +68,8 @@ def test_gates_are_bounded_and_start_at_their_biases() -> None:
 
 def test_at_the_start_the_makers_add_little_to_what_they_read() -> None:
     rule = build(induction=False)
-    assert rule.norm_gain[: 4 * H].unique().item() == pytest.approx(MAKER_GAIN)
-    assert rule.norm_gain[4 * H :].unique().item() == pytest.approx(MEMORY_GAIN)
+    assert rule.norm_gain[: 4 * H].unique().item() == pytest.approx(MAKER_LENGTH / D**0.5)
+    assert rule.norm_gain[4 * H :].unique().item() == pytest.approx(MEMORY_LENGTH / D**0.5)
     rule, x = build(width=64, heads=2), draw(20, 64)
     q, _, _ = rule.project(x, rule.init_state(2).convolution, Rows())
     k = make(rule, x, rule.fast(2)[0]).k.transpose(1, 2)
@@ -107,6 +108,22 @@ def test_the_worst_gates_leave_8k_repeated_tokens_finite(dgd: bool, monkeypatch:
     for w in state.weights:
         assert w.isfinite().all()
         assert w.abs().max() < 1e3
+
+
+@pytest.mark.parametrize("text", ["random", "repeated"])
+def test_gradients_through_hundreds_of_chunks_stay_small(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a loss that does not depend on the length. With the usual eps of a norm they do not (the op's README)."""
+
+    def largest(tokens: int) -> float:
+        rule = build(width=64, heads=1, chunk_size=16).float()
+        x = torch.randn(1, 32, 64).repeat(1, tokens // 32, 1) if text == "repeated" else torch.randn(1, tokens, 64)
+        y, _ = rule(x)
+        (y * torch.randn_like(y)).mean().backward()
+        return max(float(p.grad.abs().max()) for p in rule.parameters() if p.grad is not None)
+
+    assert largest(2048) < largest(128)
+    monkeypatch.setattr(self_modifying_file, "NORM_EPS", 64e-6)
+    assert largest(2048) > 1000 * largest(128)
 
 
 @pytest.mark.parametrize("depth", [1, 3])

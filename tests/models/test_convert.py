@@ -26,6 +26,15 @@ WAYS: dict[str, dict[str, Any]] = {
     "three side by side, rate zero": {"periods": [4, 8, None], "theta_max": 0.0, "variant": "independent"},
     "switched off": {"periods": [4, 8], "learn": [False, False]},
     "nested, rate zero": {"periods": [4], "theta_max": 0.0, "variant": "nested"},
+    "next token, rate zero": {"periods": [4], "theta_max": 0.0, "loss": "next_token"},
+    "next token, dealt to three, rate zero": {"periods": [4, 8, None], "theta_max": 0.0, "loss": "next_token"},
+    "next token, none that updates": {"periods": [None], "loss": "next_token"},
+    "next token, switched off": {"periods": [4, 8], "learn": [False, False], "loss": "next_token"},
+}
+LEARNING: dict[str, dict[str, Any]] = {
+    "in a chain": {"variant": "sequential"},
+    "side by side": {"variant": "independent"},
+    "by next token": {"loss": "next_token"},
 }
 
 
@@ -67,10 +76,10 @@ def test_a_level_that_never_updates_is_the_feed_forward_bit_for_bit_and_has_no_s
     assert sum(p.numel() for p in converted.parameters()) == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("variant", ["sequential", "independent"])
-def test_with_a_rate_it_is_the_transformer_until_the_first_period_ends(variant: str) -> None:
+@pytest.mark.parametrize("way", LEARNING.values(), ids=LEARNING)
+def test_with_a_rate_it_is_the_transformer_until_the_first_period_ends(way: dict[str, Any]) -> None:
     model, x = trained(), tokens()
-    converted = with_continuum_memory(model, [4, 8, None], variant=variant)
+    converted = with_continuum_memory(model, [4, 8, None], **way)
     with torch.no_grad():
         difference = (converted(x)[0] - model(x)[0]).abs().amax((0, 2))
     assert difference[:4].max() < 1e-12
@@ -79,8 +88,32 @@ def test_with_a_rate_it_is_the_transformer_until_the_first_period_ends(variant: 
     torch.testing.assert_close(frozen, model(x)[0], atol=1e-12, rtol=0)
 
 
-def test_it_is_saved_and_loaded_and_its_state_with_it(tmp_path: Path) -> None:
-    converted = with_continuum_memory(trained(), [4, 8, None])
+def test_with_next_token_loss_there_is_no_new_parameter_and_a_text_read_again_is_predicted_better() -> None:
+    model, x = trained(), tokens(8).repeat(1, 4)
+    converted = with_continuum_memory(model, [4, 8], loss="next_token", theta_max=0.3)
+    assert set(converted.state_dict()) == set(model.state_dict())
+    with torch.no_grad():
+        logits, _ = converted(x)
+    losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), x[:, 1:], reduction="none")
+    readings = losses[:, :24].unflatten(1, (3, 8)).mean((0, 2))
+    assert readings[0] > readings[1] > readings[2]
+
+
+def test_a_trained_level_can_be_switched_off_and_on() -> None:
+    first, second = (
+        with_continuum_memory(trained(), [4, 8], loss="next_token", learn=learn)
+        for learn in ([True, False], [False, True])
+    )
+    with torch.no_grad():
+        for model, moved in ((first, [True, False]), (second, [False, True])):
+            _, state = model(tokens(17))
+            pairs = zip(state.fast.weights, model.init_state(2).fast.weights, strict=True)
+            assert [not torch.equal(a[0], b[0]) for a, b in pairs] == moved
+
+
+@pytest.mark.parametrize("way", LEARNING.values(), ids=LEARNING)
+def test_it_is_saved_and_loaded_and_its_state_with_it(way: dict[str, Any], tmp_path: Path) -> None:
+    converted = with_continuum_memory(trained(), [4, 8, None], **way)
     nm.save(tmp_path / "run", converted, nm.ByteTokenizer())
     loaded, _ = nm.load(tmp_path / "run")
     assert loaded.config == converted.config
@@ -92,8 +125,9 @@ def test_it_is_saved_and_loaded_and_its_state_with_it(tmp_path: Path) -> None:
         torch.testing.assert_close(y, converted(x)[0][:, 10:], atol=1e-12, rtol=0)
 
 
-def test_every_new_parameter_is_trained_on() -> None:
-    converted = with_continuum_memory(trained(tie_embeddings=True), [4, 8, None])
+@pytest.mark.parametrize("way", LEARNING.values(), ids=LEARNING)
+def test_every_new_parameter_is_trained_on(way: dict[str, Any]) -> None:
+    converted = with_continuum_memory(trained(tie_embeddings=True), [4, 8, None], **way)
     assert converted.head.weight is converted.embedding.weight
     y, _ = converted(tokens())
     y.square().mean().backward()
@@ -120,6 +154,18 @@ def test_the_model_that_was_given_does_not_change() -> None:
         (["transformer"], {"periods": [4, None], "variant": "nested"}, "variant is 'nested'; its levels share"),
         (["transformer"], {"periods": [4, 6]}, "memory.continuum.periods is .4, 6.; every period must be"),
         (["transformer"], {"periods": [4], "variant": "nest"}, "memory.continuum.variant is 'nest'"),
+        (
+            ["transformer"],
+            {"periods": [4], "loss": "next"},
+            "loss is 'next'; it must be one of reconstruction, next_token",
+        ),
+        (["transformer"], {"periods": [6], "loss": "next_token"}, "attention.window is 5; it must be at least"),
+        (["transformer"], {"periods": [4, 6], "loss": "next_token"}, "end_to_end.periods is .4, 6.; it must begin"),
+        (
+            ["transformer"],
+            {"periods": [4], "loss": "next_token", "variant": "nested"},
+            "variant is 'nested'; with loss",
+        ),
     ],
 )
 def test_what_cannot_be_converted_is_refused(pattern: list[str], options: dict[str, Any], message: str) -> None:

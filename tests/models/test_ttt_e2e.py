@@ -9,18 +9,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import neuralmem as nm
+from neuralmem import probe
 from neuralmem.models.ttt_e2e import EndToEnd
 from tests.conformance.subjects import assert_close, assert_identical, assert_same_state, read
 from tests.models.ttt_e2e_cases import CONFIG, Reference, T, b, build, next_token_loss, text
 
-LEVELS: list[list[int | None]] = [[b], [b, 2 * b], [b, 2 * b, None]]
+WAYS: dict[str, dict[str, Any]] = {
+    "one": {"periods": [b]},
+    "two": {"periods": [b, 2 * b]},
+    "three": {"periods": [b, 2 * b, None]},
+    "the first of two is off": {"periods": [b, 2 * b], "learn": [False, True]},
+    "the feed-forward": {"learns": "feed_forward"},
+    "its units, dealt to three": {"learns": "feed_forward", "periods": [b, 2 * b, None]},
+}
 
 
-@pytest.mark.parametrize("periods", LEVELS, ids=str)
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("clip", [0.05, 100.0], ids=["clipped", "not clipped"])
 @pytest.mark.parametrize("cuts", [[T], [3, 1, 8, 7]], ids=["one call", "cut"])
-def test_it_is_the_equations(periods: list[int | None], clip: float, cuts: list[int]) -> None:
-    model, tokens = build(periods=periods, clip=clip), text()
+def test_it_is_the_equations(way: dict[str, Any], clip: float, cuts: list[int]) -> None:
+    model, tokens = build(clip=clip, **way), text()
     logits, state = read(model, tokens, cuts)
     references = [Reference(model, row) for row in tokens]
     expected = torch.stack([reference.run() for reference in references])
@@ -165,6 +173,19 @@ def test_a_repeated_mini_batch_is_predicted_better_each_time() -> None:
     per_batch = losses[:, : 7 * b].unflatten(1, (7, b)).mean((0, 2))
     assert (per_batch[2:] < per_batch[1:-1]).all()
     assert per_batch[-1] < 0.95 * frozen[:, 6 * b : 7 * b].mean()
+
+
+@pytest.mark.parametrize("checkpoint", [False, True], ids=["kept", "recomputed"])
+def test_what_is_observed_is_the_inner_loss_and_the_length_of_what_learns(checkpoint: bool) -> None:
+    model, tokens = build(checkpoint=checkpoint, theta=0.5), text(tokens=2 * b + 1)
+    with probe.recording(model) as record:
+        logits, state = model(tokens)
+        next_token_loss(logits, tokens).backward()
+    norms = [w.detach().flatten(1).norm(dim=1).mean() for level in state.fast.weights for w in level]
+    loss = float(next_token_loss(logits, tokens).detach())
+    assert record.means()["layers.7/surprise"] == pytest.approx(loss, rel=1e-6)
+    assert len(record.values["layers.7/state_norm"]) == 3  # the third mini-batch is unfinished
+    assert float(record.values["layers.7/state_norm"][-1]) == pytest.approx(float(sum(norms) / len(norms)), rel=1e-6)
 
 
 class Letters:

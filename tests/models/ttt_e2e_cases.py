@@ -44,6 +44,11 @@ def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 
 
+def gated(x: Tensor) -> Tensor:
+    gate, value = x.chunk(2)
+    return F.silu(gate) * value
+
+
 class Reference:
     """One sequence, one token at a time, one mini-batch after another, as the equations say."""
 
@@ -53,11 +58,20 @@ class Reference:
         self.x, _ = model.pass_layers(model.embedding(tokens)[None], None, model.prefix, Rows(), "on")
         self.layers = list(model.layers)[model.prefix :]
         # weights[level][layer] = up, down; the cache of a layer is the keys and values of every token so far
-        self.weights = [
-            [[w * 1 for w in mlps[level].initial()] for mlps in model.prime]
-            for level in range(len(self.config.intervals))
-        ]
+        levels = range(len(self.config.intervals))
+        if self.config.learns == "feed_forward":
+            self.weights = [[self.units(layer.feed_forward, level) for layer in self.layers] for level in levels]
+        else:
+            self.weights = [[[w * 1 for w in mlps[level].initial()] for mlps in model.prime] for level in levels]
         self.cache: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.layers]
+
+    def units(self, feed_forward: Any, level: int) -> list[Tensor]:
+        """The part of a feed-forward that is a level's: the first levels get one unit more where it does not divide."""
+        hidden, levels = feed_forward.down.in_features, len(self.config.intervals)
+        owner = sorted(unit % levels for unit in range(hidden))
+        mine = [unit for unit in range(hidden) if owner[unit] == level]
+        up, down = feed_forward.up.weight, feed_forward.down.weight
+        return [up[[*mine, *(hidden + unit for unit in mine)]], down[:, mine]]
 
     def attend(self, layer: Any, x: Tensor, cache: list[tuple[Tensor, Tensor]]) -> Tensor:
         """The last token's, [width]; its own keys and values are in the cache."""
@@ -80,12 +94,16 @@ class Reference:
             h = layer.norm(x)
             caches[j].append((layer.attention.key(h).view(2, -1), layer.attention.value(h).view(2, -1)))
             x = x + self.attend(layer, x, caches[j])
-            for mlp, level in zip(self.model.prime[j], weights, strict=True):
-                up, down = level[j]
-                gate, value = (up @ mlp.before(x)).chunk(2)
-                x = x + mlp.after(down @ (F.silu(gate) * value))
-            x = x + layer.feed_forward(layer.feed_forward_norm(x))
+            x = self.learner(j, layer, x, [level[j] for level in weights])
         return self.model.head(self.model.norm(x))
+
+    def learner(self, j: int, layer: Any, x: Tensor, weights: list[list[Tensor]]) -> Tensor:
+        """The residual stream after what learns in layer j, and the feed-forward."""
+        if self.config.learns == "feed_forward":
+            return x + sum(down @ gated(up @ layer.feed_forward_norm(x)) for up, down in weights)
+        for mlp, (up, down) in zip(self.model.prime[j], weights, strict=True):
+            x = x + mlp.after(down @ gated(up @ mlp.before(x)))
+        return x + layer.feed_forward(layer.feed_forward_norm(x))
 
     def gradient(self, first: int, weights: Any) -> list[list[list[Tensor]]]:
         """Of the mean loss of the mini-batch that begins at `first`, with respect to these weights."""

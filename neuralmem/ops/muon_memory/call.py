@@ -64,7 +64,7 @@ def narrow(state: Tensors, width: int) -> Tensors:
 def over_powers(form: MemoryForm, coefficients: Tensor, dtype: torch.dtype) -> MemoryForm:
     """The same memory over powers of its input. coefficients: [H, p]."""
     powers = coefficients.to(dtype).T[..., None, None]
-    return PolynomialForm(form.activation, form.residual, form.gain, form.bias, powers)
+    return PolynomialForm(form.activation, form.residual, form.gain, form.bias, form.eps, powers)
 
 
 def check_coefficients(name: str, x: Tensor, coefficients: Tensor) -> None:

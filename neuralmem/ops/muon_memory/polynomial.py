@@ -41,7 +41,7 @@ class PolynomialForm(MemoryForm):
 
     @property
     def _of_features(self) -> MemoryForm:
-        return MemoryForm(self.activation, False, self.gain, self.bias)
+        return MemoryForm(self.activation, False, self.gain, self.bias, self.eps)
 
 
 def per_token(form: MemoryForm) -> MemoryForm:

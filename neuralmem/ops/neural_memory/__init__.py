@@ -13,6 +13,7 @@ from neuralmem.ops.neural_memory.attentional_bias import L2, AttentionalBias, Hu
 from neuralmem.ops.neural_memory.call import History, Norm, State, check_weights, make_form, prepare
 from neuralmem.ops.neural_memory.chunked import chunked
 from neuralmem.ops.neural_memory.decode import decode, prepare_decode, read_after
+from neuralmem.ops.neural_memory.mlp import NORM_EPS
 from neuralmem.ops.neural_memory.native import choose, native, native_decode
 from neuralmem.ops.neural_memory.omega import decode_omega, omega_memory
 from neuralmem.ops.neural_memory.reference import reference
@@ -199,7 +200,13 @@ def decode_memory(
 
 
 def evaluate_memory(
-    x: Tensor, weights: Tensors, *, activation: str = "silu", residual: bool = True, norm: Norm | None = None
+    x: Tensor,
+    weights: Tensors,
+    *,
+    activation: str = "silu",
+    residual: bool = True,
+    norm: Norm | None = None,
+    norm_eps: float = NORM_EPS,
 ) -> Tensor:
     """M(x) at fixed weights: a read that writes nothing.
 
@@ -207,6 +214,7 @@ def evaluate_memory(
         x: [B, T, H, D]
         weights: L tensors [B, H, D_out, D_in]
         activation, residual, norm: as in `neural_memory`
+        norm_eps: what the norm adds to the variance; `neural_memory` has 1e-6
 
     Returns:
         [B, T, H, D] in x's dtype.
@@ -226,6 +234,6 @@ def evaluate_memory(
     check_weights("x", x, weights)
     dtype = torch.promote_types(x.dtype, torch.float32)
     with without_autocast(x.device.type):
-        form = make_form(activation, residual, norm, dtype)
+        form = make_form(activation, residual, norm, dtype, norm_eps)
         y = form.evaluate(tuple(w.to(dtype) for w in weights), x.to(dtype).transpose(1, 2))
     return y.transpose(1, 2).to(x.dtype)

@@ -17,7 +17,7 @@ from neuralmem.ops.checks import (
     unless_masked,
 )
 from neuralmem.ops.neural_memory.attentional_bias import L2, AttentionalBias
-from neuralmem.ops.neural_memory.mlp import ACTIVATIONS, MemoryForm
+from neuralmem.ops.neural_memory.mlp import ACTIVATIONS, NORM_EPS, MemoryForm
 from neuralmem.typing import Tensor, Tensors
 
 Norm = tuple[Tensor, Tensor]
@@ -125,13 +125,15 @@ def where_rows(rows: Tensor, yes: Tensors, no: Tensors) -> Tensors:
     return tuple(torch.where(rows[:, None, None, None], a, b) for a, b in zip(yes, no, strict=True))
 
 
-def make_form(activation: str, residual: bool, norm: Norm | None, dtype: torch.dtype) -> MemoryForm:
+def make_form(
+    activation: str, residual: bool, norm: Norm | None, dtype: torch.dtype, norm_eps: float = NORM_EPS
+) -> MemoryForm:
     """The MLP's form, its slow parameters [H, D] ready for [B, H, T, D]."""
     if activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         raise UserError(f"activation is {activation!r}; it must be one of {known}{nearest(activation, ACTIVATIONS)}")
     gain, bias = (None, None) if norm is None else (x.to(dtype)[:, None, :] for x in norm)  # [H, 1, D]
-    return MemoryForm(activation, residual, gain, bias)
+    return MemoryForm(activation, residual, gain, bias, norm_eps)
 
 
 def prepare(

@@ -50,17 +50,19 @@ class MemoryForm:
         residual: M(x) = x + f(x) rather than f(x)
         gain: [H, 1, D] of the LayerNorm on f's output, or None without norm
         bias: [H, 1, D], or None without norm
+        eps: what the norm adds to f's variance
     """
 
     activation: str = "silu"
     residual: bool = True
     gain: Tensor | None = None
     bias: Tensor | None = None
+    eps: float = NORM_EPS
 
     def finish(self, f: Tensor, x: Tensor) -> Tensor:
         """M(x) from f(x): norm, then residual. Both [B, H, T, D]."""
         if self.gain is not None and self.bias is not None:
-            f = F.layer_norm(f, f.shape[-1:], eps=NORM_EPS) * self.gain + self.bias
+            f = F.layer_norm(f, f.shape[-1:], eps=self.eps) * self.gain + self.bias
         return x + f if self.residual else f
 
     def evaluate(self, weights: Tensors, x: Tensor) -> Tensor:
@@ -107,11 +109,10 @@ class MemoryForm:
             deltas.append(matmul(deltas[-1], weight) * slope(z))
         return inputs, deltas[::-1], error
 
-    @staticmethod
-    def _through_norm(f: Tensor, gradient: Tensor) -> Tensor:
+    def _through_norm(self, f: Tensor, gradient: Tensor) -> Tensor:
         """Gradient with respect to f from that with respect to the normalised f."""
         centred = f - f.mean(-1, keepdim=True)
-        rstd = (centred.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
+        rstd = (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()
         hat = centred * rstd
         gradient = gradient - gradient.mean(-1, keepdim=True) - hat * (gradient * hat).mean(-1, keepdim=True)
         return gradient * rstd

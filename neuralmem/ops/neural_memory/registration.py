@@ -95,9 +95,8 @@ def _differentiate_decode(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
 def _decode_call(tensors: list[Any], counts: list[int], activation: int, residual: bool) -> Call:
     """The call that the saved inputs of a decode were made from."""
     (weights, momentum), (gain, bias, write_mask) = _lists(tensors[6:], counts)
-    form = MemoryForm(
-        list(ACTIVATIONS)[activation], residual, *(None if x is None else x[:, None] for x in (gain, bias))
-    )
+    gain, bias = (None if x is None else x[:, None] for x in (gain, bias))
+    form = MemoryForm(list(ACTIVATIONS)[activation], residual, gain, bias)
     q, k, v, theta, eta, alpha = tensors[:6]
     state = tuple(weights), tuple(momentum), (), ()
     return Call(q, k, v, theta, eta, alpha, *state, None, write_mask, form, max(k.shape[1], 1), None)

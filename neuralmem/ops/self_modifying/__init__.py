@@ -6,6 +6,7 @@ triangular solve per layer and chunk. README.md derives one from the other and l
 
 from neuralmem.ops.autocast import without_autocast
 from neuralmem.ops.checks import choose_backend
+from neuralmem.ops.neural_memory.mlp import NORM_EPS
 from neuralmem.ops.self_modifying.boxes import BOXES, Boxes, Made, join_boxes, split_boxes
 from neuralmem.ops.self_modifying.call import make_boxes, prepare
 from neuralmem.ops.self_modifying.chunked import chunked
@@ -29,6 +30,7 @@ def self_modifying(
     activation: str = "silu",
     residual: bool = True,
     norm: tuple[Tensor, Tensor] | None = None,
+    norm_eps: float = NORM_EPS,
     dgd: bool = True,
     write_mask: Tensor | None = None,
     initial: Tensors | None = None,
@@ -56,6 +58,7 @@ def self_modifying(
         theta_max: bound of theta
         chunk_size: tokens that share one anchor; chunks are aligned to the start of the call
         activation, residual, norm: as in `neural_memory`; the norm's gain and bias are [5 H, D]
+        norm_eps: what the norm adds to the variance; with a larger one a small f is not blown up (README.md)
         dgd: delta gradient descent, or plain gradient descent with forgetting
         write_mask: Bool [B, T]; False tokens are read but write and decay nothing
         initial: like weights, what a reset goes back to
@@ -88,6 +91,7 @@ def self_modifying(
         activation=activation,
         residual=residual,
         norm=norm,
+        norm_eps=norm_eps,
         dgd=dgd,
         write_mask=write_mask,
         initial=initial,

@@ -4,7 +4,7 @@ The paper writes M_box with box in {k, v, eta, alpha, memory}; its eta is theta 
 its own, batched along an axis of five in front of the heads: states are [B, 5, H, D_out, D_in] inside this folder.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -52,14 +52,14 @@ class Boxes:
         """The form of the last box, the memory that is read."""
         if self.form.gain is None or self.form.bias is None:
             return self.form
-        return MemoryForm(self.form.activation, self.form.residual, self.form.gain[-1], self.form.bias[-1])
+        return replace(self.form, gain=self.form.gain[-1], bias=self.form.bias[-1])
 
     def make(self, key_input: Tensor, x: Tensor, weights: Tensors) -> Made:
         """Keys from `key_input`, values and gates from `x`, both [B, H, T, D]; weights L times [B, 5, H, out, in]."""
         gain, bias = self.form.gain, self.form.bias
         form = self.form
         if gain is not None and bias is not None:
-            form = MemoryForm(form.activation, form.residual, gain[:-1], bias[:-1])
+            form = replace(form, gain=gain[:-1], bias=bias[:-1])
         inputs = torch.stack([key_input, x, x, x], dim=1)
         k, v, *answers = form.evaluate(tuple(w[:, :-1] for w in weights), inputs).unbind(1)
         logits = [

@@ -1,7 +1,7 @@
 """One call of the op with its arguments checked and cast: what both backends receive."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,7 +16,7 @@ from neuralmem.ops.checks import (
     unless_masked,
 )
 from neuralmem.ops.neural_memory.call import make_form
-from neuralmem.ops.neural_memory.mlp import MemoryForm
+from neuralmem.ops.neural_memory.mlp import NORM_EPS
 from neuralmem.ops.self_modifying.boxes import BOXES, Boxes, split_boxes
 from neuralmem.typing import Tensor, Tensors
 
@@ -62,12 +62,13 @@ def make_boxes(
     residual: bool,
     norm: tuple[Tensor, Tensor] | None,
     dtype: torch.dtype,
+    norm_eps: float = NORM_EPS,
 ) -> Boxes:
     """The slow side from what a caller gives: gates [2, H, D] and [2, H]; norm two [5 H, D]."""
-    form = make_form(activation, residual, norm, dtype)
+    form = make_form(activation, residual, norm, dtype, norm_eps)
     if form.gain is not None and form.bias is not None:
         gain, bias = (x.unflatten(0, (len(BOXES), -1)) for x in (form.gain, form.bias))
-        form = MemoryForm(activation, residual, gain, bias)
+        form = replace(form, gain=gain, bias=bias)
     return Boxes(form, gates[0].to(dtype), gates[1].to(dtype), theta_max)
 
 
@@ -83,6 +84,7 @@ def prepare(
     activation: str,
     residual: bool,
     norm: tuple[Tensor, Tensor] | None,
+    norm_eps: float,
     dgd: bool,
     write_mask: Tensor | None,
     initial: Tensors | None,
@@ -126,7 +128,7 @@ def prepare(
         x=tokens_of(x, write_mask),
         weights=split_boxes(tuple(w.to(wide) for w in weights)),
         first_weights=split_boxes(tuple(w.to(wide) for w in initial or ())),
-        boxes=make_boxes(gates, theta_max, activation, residual, norm, wide),
+        boxes=make_boxes(gates, theta_max, activation, residual, norm, wide, norm_eps),
         write_mask=write_mask,
         reset=reset,
         chunk_size=chunk_size,

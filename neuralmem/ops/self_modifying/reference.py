@@ -54,7 +54,7 @@ def _gradients(form: MemoryForm, weights: Tensors, k: Tensor, target: Tensor) ->
     """grad_W |M_W(k) - target|^2, one per sample, memory and head. k: [B, H, D]; target: [B, 5, H, D]."""
 
     def loss(weights: Tensors, gain: Tensor | None, bias: Tensor | None, key: Tensor, value: Tensor) -> Tensor:
-        one = MemoryForm(form.activation, form.residual, gain, bias)
+        one = MemoryForm(form.activation, form.residual, gain, bias, form.eps)
         return (one.evaluate(weights, key[None])[0] - value).square().sum()
 
     norm = None if form.gain is None else 0
