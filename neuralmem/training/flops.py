@@ -16,7 +16,7 @@ from torch import nn
 from neuralmem.config import ModelConfig
 from neuralmem.layers.titans_mac import TitansMAC
 from neuralmem.memory._memory import Memory
-from neuralmem.models.causal_lm import CausalLM, build_model
+from neuralmem.models.causal_lm import build_model
 from neuralmem.models.ttt_e2e import EndToEnd
 from neuralmem.modules.attention import Attention
 from neuralmem.training.flops_memory import read_cost, update_cost
@@ -136,24 +136,28 @@ def _memory_as_context(layer: TitansMAC, tokens: int) -> tuple[float, float, flo
     return linear, attention, products, sum(cost[1] for cost in costs)
 
 
-def _inner(model: CausalLM, tokens: int) -> float:
-    """The gradient of the next-token loss with respect to the prime weights, over complete mini-batches.
+def _inner(model: EndToEnd, tokens: int) -> float:
+    """The gradient of the next-token loss with respect to what learns, over complete mini-batches.
 
-    The head once more, and back through it and all layers behind the first prime MLP: for what that has of weights
-    reading does not change, only the gradient of what goes in; for prime weights that of both.
+    The head once more, and back through it and all layers down to the first weights that learn: for weights that
+    reading does not change, only the gradient of what goes in; for those that learn, that of both.
     """
-    assert isinstance(model, EndToEnd)
     settings = model.config.end_to_end
+    if not model.has_memory:
+        return 0.0
     learnt = (tokens - 1) // settings.mini_batch * settings.mini_batch  # the last waits for the token after it
-    suffix = [*model.layers[model.prefix :]]
-    behind = [m for i, layer in enumerate(suffix) for m in (layer if i else layer.feed_forward).modules()]
-    fixed = sum(m.weight.numel() for m in behind if isinstance(m, nn.Linear))
-    for mlps in model.prime:
-        for mlp, interval in zip(mlps, settings.intervals, strict=True):
-            size = mlp.up.weight.numel() + mlp.down.weight.numel()
-            fixed += size if interval is None else 2 * size
-    fixed -= model.prime[0][0].up.weight.numel()  # whose input needs no gradient
-    attention = 2 * sum(
-        _attention(m, learnt) for layer in suffix[1:] for m in layer.modules() if isinstance(m, Attention)
-    )
-    return 2.0 * learnt * (2 * model.head.weight.numel() + fixed) + attention
+    chained, levels = settings.learns == "prime", model.first_weights()
+    products, attention = 2 * model.head.weight.numel(), 0.0
+    for j, layer in enumerate(model.layers[model.prefix :]):
+        fixed = {*layer.modules()} if j else {*layer.feed_forward.modules()}
+        fixed -= set() if chained else {*layer.feed_forward.modules()}
+        products += sum(m.weight.numel() for m in fixed if isinstance(m, nn.Linear))
+        attention += 2 * sum(_attention(m, learnt) for m in fixed if isinstance(m, Attention))
+        for i, (level, interval) in enumerate(zip(levels, settings.intervals, strict=True)):
+            up, down = (w.numel() for w in level[2 * j : 2 * j + 2])
+            products += up + down if interval is not None else 0
+            if j or (chained and i):  # before it something learns, so that its input needs a gradient
+                products += up + down
+            elif interval is not None:
+                products += down
+    return 2.0 * learnt * products + attention

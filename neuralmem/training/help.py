@@ -37,6 +37,9 @@ commonest options:
   --checkpoint.every N            steps between checkpoints
   --checkpoint.keep N             how many are kept
 
+  --probes.every N                steps between runs of the probes that a config names
+  --report.at_end true|false      write report.html
+
   --trainer.max_steps N           optimizer steps
   --trainer.max_time DD:HH:MM:SS  time budget; the learning rate then follows the clock
   --trainer.devices N             GPUs or processes

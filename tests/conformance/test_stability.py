@@ -141,4 +141,4 @@ def test_gradients_do_not_grow_with_the_text(subject: Subject) -> None:
 @each(LAYERS)
 def test_a_million_tokens_leave_everything_finite_and_steady(subject: Subject) -> None:
     watch = read_and_check(subject, default(subject), 512)
-    watch.assert_steady(drift=(0.05, 0.3, 0.3, 0.05))
+    watch.assert_steady(drift=(0.05, 0.5, 0.5, 0.05))

@@ -86,11 +86,15 @@ def test_a_training_step_is_three_forward_passes(config: ModelConfig) -> None:
     assert count.training() - 3 * count.solves == pytest.approx(measured(config, backward=True, tokens=4 * T), rel=0.1)
 
 
-@pytest.mark.parametrize("options", [{}, {"periods": [16, 32, None]}], ids=["one level", "levels"])
-def test_the_gradient_taken_while_reading_counts(options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("periods", [None, [16, 32, None]], ids=["one level", "levels"])
+@pytest.mark.parametrize("learns", ["prime", "feed_forward"])
+def test_the_gradient_taken_while_reading_counts(
+    learns: str, periods: list | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To 5%, counting the scores that are computed: twice the window's, for almost all tokens and in all layers."""
     monkeypatch.setattr(flops, "visible_keys", lambda tokens, window: 2 * window * tokens)
-    inner, attention = EndToEndConfig(mini_batch=16, **options), replace(BASE.attention, window=16, backend="banded")
+    inner = EndToEndConfig(mini_batch=16, learns=learns, periods=periods)
+    attention = replace(BASE.attention, window=16, backend="banded")
     config = replace(BASE, model="ttt_e2e", pattern=["transformer"], depth=8, attention=attention, end_to_end=inner)
     count = count_flops(config, 160)
     assert count.inner > 0.1 * count.forward()
