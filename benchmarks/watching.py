@@ -7,6 +7,7 @@ In every step the meter adds the counted operations and the gradient's norm; in 
 
 Expected before the first run: counting below 0.5% of a step; recording below 20% of the step that is recorded (the
 native kernel does not show its surprise, which is computed once more), so about 2% of a run.
+What came out: counting is within the noise, recording adds 27% to the step that is recorded, 2 to 4% of a run.
 """
 
 import sys

@@ -110,7 +110,8 @@ class Meter(L.Callback):
         values["tokens_per_second"] = sums["tokens"] / max(seconds, 1e-9)
         values |= self._resources(trainer, module, sums.get("operations"), seconds)
         values |= self.record.means() if self.record else {}
-        self.latest = values | {k: v for k, v in self.latest.items() if k.startswith("val_")}
+        # Validation and memory health are not of every interval: the last known stay.
+        self.latest = {k: v for k, v in self.latest.items() if k.startswith("val_") or "/" in k} | values
         _log(trainer, values)
         self.sums, self.steps, self.since, self.record = {}, 0, time.perf_counter(), None
 

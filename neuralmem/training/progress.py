@@ -103,13 +103,9 @@ class Progress(ProgressBar):
 
 def _details(latest: dict[str, float]) -> Iterator[str]:
     """What a narrow terminal may cut off: gradient, utilisation, memory, and the memories' health over all layers."""
-    for name, key, form in (
-        ("grad", "gradient_norm", ".2g"),
-        ("MFU", "mfu", ".1%"),
-        ("GiB", "peak_memory_gib", ".2f"),
-    ):
+    for key, form in (("gradient_norm", "grad {:.2g}"), ("mfu", "MFU {:.1%}"), ("peak_memory_gib", "{:.2f} GiB")):
         if key in latest:
-            yield f"{name} {latest[key]:{form}}"
+            yield form.format(latest[key])
     health = {name: [x for key, x in latest.items() if key.endswith(f"/{name}")] for name in HEALTH}
     if health["state_norm"]:
         yield f"state {max(health['state_norm']):.3g}"

@@ -4,6 +4,7 @@ Special: watched piece by piece, from the outside; a trend is what a straight li
 a memory fills at first. Time is that of the processor, which does not count who else uses the machine.
 """
 
+import ctypes
 import resource
 import time
 from pathlib import Path
@@ -14,12 +15,18 @@ from torch import Tensor
 from neuralmem.state import State
 
 SLOWER = 2.0  # fastest piece of the last quarter over that of the second; 3 if time grew with what was read
-GROWTH = 64 * 2**20  # bytes over the last half; the allocator alone moves a few dozen
+EVERY = 8  # pieces between two looks at the process, which cost more than a piece
+GROWTH = 16 * 2**20  # bytes over the last half
 STATM = Path("/proc/self/statm")
 
 
 def resident_bytes() -> int | None:
-    """Memory that the process holds now; None where the system does not say."""
+    """Memory that the process holds now; None where the system does not say.
+
+    After the allocator has given back what is free: that grew by half a gigabyte in one run and not in another.
+    """
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc
+        trim(0)
     return int(STATM.read_text().split()[1]) * resource.getpagesize() if STATM.exists() else None
 
 
@@ -37,7 +44,7 @@ class Watch:
         self.seconds.append(time.process_time() - self.since)
         self.norms.append(norm_of(state))
         self.sizes.append(state.nbytes)
-        if (held := resident_bytes()) is not None:
+        if len(self.norms) % EVERY == 0 and (held := resident_bytes()) is not None:
             self.held.append(held)
         self.since = time.process_time()
 
@@ -56,7 +63,8 @@ class Watch:
         assert (trend.abs() < torch.tensor(drift)).all(), f"the norm's logarithm drifts by {trend.tolist()}"
         slower = min(self.seconds[-quarter:]) / min(self.seconds[quarter:half])
         assert slower < SLOWER, f"the last quarter takes {slower:.2f} times the second's time"
-        grown = max(self.held[half:], default=0) - max(self.held[:half], default=0)
+        middle = len(self.held) // 2
+        grown = max(self.held[middle:], default=0) - max(self.held[:middle], default=0)
         assert grown < GROWTH, f"the process grew by {grown / 2**20:.0f} MiB in the last half"
 
 

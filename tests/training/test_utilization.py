@@ -94,5 +94,5 @@ def test_a_run_logs_its_resources(train: Train, capsys: pytest.CaptureFixture) -
     assert rows[-1]["seconds_left"] == 0
     assert {f"layers.1.memory/{gate}_saturated" for gate in ("theta", "eta", "alpha")} <= rows[0].keys()
     last = capsys.readouterr().err.splitlines()[-2]
-    for word in ("tok/s", "grad ", "MFU ", "GiB ", "state ", "surprise ", "gates stuck 0%"):
+    for word in ("tok/s", "grad ", "MFU ", " GiB", "state ", "surprise ", "gates stuck 0%"):
         assert word in last
