@@ -8,6 +8,7 @@ state can hold. The controls are the members without memory, and every member wi
 
 Run: python benchmarks/family.py             three seeds, an hour or two on two cores; what is there is not run again
      python benchmarks/family.py --quick     one seed, a few seconds each: five minutes for a look, in family_quick.json
+     python benchmarks/family.py --costs     only time per token, all members in turns in one process: two minutes
      python benchmarks/family.py --docs      only the table and the plot from the results
 """
 
@@ -28,7 +29,7 @@ import torch
 from family_members import WINDOW, Member, members, parameters, state_bytes
 from family_table import update_docs
 from family_tasks import BYTES, IGNORE, VALUES, Rows, mixture, pairs, prose, text
-from race import Ticker
+from race import Ticker, race
 from record import machine, place
 from torch.nn import functional as F
 
@@ -191,11 +192,38 @@ def finished(path: Path, settings: Row, members: Iterable[Member]) -> list[Row]:
 
 
 def write_rows(path: Path, settings: Row, rows: list[Row]) -> None:
-    """Write all rows so far, whole or not at all."""
+    """Write all rows so far, whole or not at all; costs that were measured stay."""
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    costs = {"costs": kept["costs"]} if "costs" in kept else {}
+    write_result(path, {"machine": machine(), "settings": settings, "rows": rows} | costs)
+
+
+def write_result(path: Path, result: Row) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"machine": machine(), "settings": settings, "rows": rows}, indent=1) + "\n")
+    partial.write_text(json.dumps(result, indent=1) + "\n")
     os.replace(partial, path)
+
+
+def costs(everybody: Iterable[Member], source: torch.Tensor) -> Row:
+    """CPU microseconds per token of every member, in turns: a training batch forward and backward, and reading."""
+    torch.set_num_threads(1)
+    batch = mixed(source)(np.random.default_rng(0), 1.0)
+    text = prose(np.random.default_rng(0), source, 8, 4 * LENGTH)
+    runs: dict[str, Callable[[], Any]] = {}
+    for member in everybody:
+        model = build_model(member.config)
+        runs[f"train {member.name}"] = lambda model=model: loss_of(model, batch).backward()  # type: ignore[misc]
+        runs[f"read {member.name}"] = lambda model=model: ask(model, text)  # type: ignore[misc]
+    with Ticker(1).running() as ticker:
+        found = race(runs, ticker, rounds=(5, 5))
+    tokens = {"train": batch.tokens.numel(), "read": text.tokens.numel()}
+    per_token: Row = {}
+    for name, times in found.items():
+        kind, _, member_name = name.partition(" ")
+        shown = {key: 1e6 * value / tokens[kind] for key, value in times["cpu"].items()}
+        per_token.setdefault(member_name, {})[kind] = shown
+    return {"commit": machine()["commit"], "us_per_token": per_token}
 
 
 def run(settings: Row, path: Path, only: list[str] | None) -> None:
@@ -227,11 +255,15 @@ def summary(row: Row) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, seconds per member")
+    parser.add_argument("--costs", action="store_true", help="only time per token, side by side")
     parser.add_argument("--docs", action="store_true", help="only update docs/family.md and its plot")
     parser.add_argument("--only", nargs="+", metavar="MEMBER", help="these members")
     options = parser.parse_args()
-    if not options.docs:
-        path = place("family_quick" if options.quick else "family")
+    path = place("family_quick" if options.quick else "family")
+    if options.costs:
+        kept = json.loads(path.read_text()) if path.exists() else {"machine": machine(), "settings": FULL, "rows": []}
+        write_result(path, kept | {"costs": costs(members(), text("train"))})
+    elif not options.docs:
         run(QUICK if options.quick else FULL, path, options.only)
         print(path)
     if not options.quick:

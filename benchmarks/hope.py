@@ -191,7 +191,8 @@ def sequence(member: Member, seed: int, settings: Row) -> list[Row]:
     rows = [_described(member, seed, "sequence", row | found)]
     if member.name == WINDOW_ONLY:
         for name, start in zip(STARTS, (model, _fresh(member, seed)), strict=True):
-            tuned = row | fine_tuned(start, seed, settings["rows"])
+            seen = {} if start is model else {"tokens": 0, "loss": None}
+            tuned = row | seen | fine_tuned(start, seed, settings["rows"])
             rows.append(_described(replace(member, name=FINE_TUNED.format(name)), seed, "sequence", tuned))
     return rows
 

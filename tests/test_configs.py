@@ -43,6 +43,7 @@ def build(path: Path, vocab_size: int = LLAMA_2) -> CausalLM:
         return registry.find("model", config.model, CausalLM, "model.model")(config)
 
 
+@pytest.mark.filterwarnings("error:rule .* does not use memory")
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_it_parses_and_its_model_builds(path: Path) -> None:
     assert build(path).config.depth == parse(path).config.model.depth
@@ -93,7 +94,8 @@ def test_the_family_is_complete() -> None:
     kinds = ["transformer", "mac", "mag", "mal", "lmm", "hope"]
     kinds += [rule for rule in registry.names("rule") if rule not in ("titans", "delta", "continuum")]
     wanted = {f"{kind}_{size}" for kind in kinds for size in sizes} | set(own)
-    wanted |= {"hope_attention_170m", "hope_attention_760m", "ttt_e2e_125m", "ttt_e2e_350m", "ttt_e2e_760m"}
+    wanted |= {f"hope_attention_{size}" for size in sizes} | {f"ttt_e2e_{size}" for size in ("125m", "350m", "760m")}
+    wanted |= {"muon_170m", "m3_170m"}
     assert {path.stem for path in PAPER} == wanted
     tiny = {path.stem for path in (ROOT / "configs" / "tiny").glob("*.yaml")}
     short = {name.removeprefix("titans_") for name in registry.names("layer")}

@@ -1,5 +1,6 @@
 """What every layer shares: a mixer of tokens with its residual, then a feed-forward with its own."""
 
+import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -63,8 +64,11 @@ def hidden_width(config: ModelConfig) -> int:
 
 
 def build_memory(config: ModelConfig) -> Memory:
-    """The memory that the config names."""
-    return registry.find("rule", config.memory.rule, Memory, "memory.rule")(config.width, config.memory)
+    """The memory that the config names. A field that was set and means nothing to it is worth a warning."""
+    rule: type[Memory] = registry.find("rule", config.memory.rule, Memory, "memory.rule")
+    if unused := rule.unused(config.memory):
+        warnings.warn(f"rule {config.memory.rule} does not use memory.{', memory.'.join(unused)}", stacklevel=2)
+    return rule(config.width, config.memory)
 
 
 def build_attention(config: ModelConfig) -> Attention:

@@ -62,6 +62,14 @@ class Levels(nn.Module):
         """Indices of the levels that learn."""
         return [i for i, period in enumerate(self.periods) if period is not None]
 
+    @property
+    def resting(self) -> list[nn.Parameter]:
+        """Matrices of levels that never learn: a feed-forward like any other."""
+        if self.learning and self.config.variant == "nested":
+            return []  # all levels start with the same
+        still = [i for i, period in enumerate(self.periods[: len(self.up)]) if period is None]
+        return [matrices[i] for i in still for matrices in (self.up, self.down)]
+
     def form(self) -> Form:
         """The levels as the op takes them."""
         wide = torch.promote_types(self.up[0].dtype, torch.float32)

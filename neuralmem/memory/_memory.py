@@ -6,7 +6,8 @@ _chunks.py; what rules with queries, keys and values share is in _rule.py.
 """
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -42,6 +43,13 @@ class MemoryState(State):
     convolution: Tensors
 
 
+EVERY_RULE = frozenset(
+    {"rule", "heads", "head_width", "chunk_size", "convolution", "induction", "output_gate", "theta_bias"}
+    | {"checkpoint_every", "backend"}
+)
+"""Fields of MemoryConfig that every rule uses."""
+
+
 class Memory(Chunks):
     """A memory as a layer's mixer: [B, T, width] -> [B, T, width].
 
@@ -52,6 +60,8 @@ class Memory(Chunks):
 
     has_memory = True
     convolutions: list[ShortConv]
+    uses: ClassVar[frozenset[str]] = frozenset()
+    """Fields of MemoryConfig that this rule uses besides those of EVERY_RULE."""
 
     def __init__(self, width: int, config: MemoryConfig) -> None:
         super().__init__()
@@ -60,6 +70,13 @@ class Memory(Chunks):
         self.config, self.width = config, width
         self.heads, self.head_width = config.heads, config.head_width or width // config.heads
         self.convolutions = nn.ModuleList()  # type: ignore[assignment]
+
+    @classmethod
+    def unused(cls, config: MemoryConfig) -> list[str]:
+        """Fields that somebody set and this rule has no use for."""
+        own, default = EVERY_RULE | cls.uses, MemoryConfig()
+        changed = [f.name for f in fields(config) if getattr(config, f.name) != getattr(default, f.name)]
+        return [name for name in changed if name not in own]
 
     @abstractmethod
     def initial(self) -> Fast:

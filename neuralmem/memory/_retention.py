@@ -23,6 +23,8 @@ from neuralmem.typing import Tensor, Tensors
 class Retention(Titans):
     """memory.momentum and depth do not apply."""
 
+    uses = frozenset({"expansion", "activation", "residual", "norm", "theta_max", "alpha_bias"})
+
     rate = 1.0  # of theta, beside memory.theta_max
 
     def __init__(self, width: int, config: MemoryConfig) -> None:

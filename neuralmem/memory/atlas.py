@@ -24,6 +24,7 @@ class Atlas(Omega):
     theta, so that a chunk moves each by theta_max at most.
     """
 
+    uses = Omega.uses | {"polynomial", "muon"}
     op = staticmethod(muon_memory)
     decode_op = staticmethod(decode_muon)
 

@@ -17,6 +17,8 @@ class Continuum(LevelledMemory, MemoryRule):
     memory.chunk_size is the fastest period; theta_max, eta_bias, depth, activation, momentum and norm do not apply.
     """
 
+    uses = frozenset({"expansion", "residual", "alpha_bias", "continuum"})
+
     def __init__(self, width: int, config: MemoryConfig) -> None:
         super().__init__(width, on_grid(config))
         self.build_levels(max(1, round(config.expansion * self.head_width)), config.residual)

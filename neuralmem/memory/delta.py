@@ -19,6 +19,8 @@ from neuralmem.typing import Tensor, Tensors
 class Delta(MemoryRule):
     """M <- (1 - alpha) M - theta (M k - v) k^T, read M q; theta and alpha are sigmoids, per token and head."""
 
+    uses = frozenset({"alpha_bias"})
+
     def __init__(self, width: int, config: MemoryConfig) -> None:
         super().__init__(width, config)
         H, D = self.heads, self.head_width

@@ -28,6 +28,8 @@ class LaCT(MemoryRule):
     residual, activation and alpha_bias do not apply.
     """
 
+    uses = frozenset({"expansion", "momentum", "muon", "theta_max", "eta_bias"})
+
     def __init__(self, width: int, config: MemoryConfig) -> None:
         super().__init__(width, config)
         H, D = self.heads, self.head_width

@@ -24,6 +24,8 @@ WINDOW = 4
 class Omega(Titans):
     """memory.omega_window is c, at most memory.chunk_size; ATLAS does not state its own."""
 
+    uses = Titans.uses | {"omega_window"}
+
     op: Callable[..., Any] = staticmethod(omega_memory)
     decode_op: Callable[..., Any] = staticmethod(decode_omega)
 

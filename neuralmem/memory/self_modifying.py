@@ -35,6 +35,8 @@ class SelfModifying(Ways):
     memory.momentum and eta_bias do not apply.
     """
 
+    uses = frozenset({"depth", "expansion", "activation", "residual", "norm", "theta_max", "alpha_bias"})
+
     dgd = True  # delta gradient descent; False is gradient descent with forgetting, the paper's "w/o DGD"
 
     def __init__(self, width: int, config: MemoryConfig) -> None:

@@ -28,6 +28,9 @@ class Titans(MemoryRule):
     theta = theta_max sigmoid(.) (1 - eta) / chunk_size, eta = sigmoid(.), alpha = sigmoid(.), per token and head.
     """
 
+    uses = frozenset(
+        {"depth", "expansion", "activation", "residual", "norm", "momentum", "theta_max", "eta_bias", "alpha_bias"}
+    )
     forgets = True  # rules that derive from this one may have no alpha, and gates of their own after these
     more_gates: tuple[float, ...] = ()  # their biases
 

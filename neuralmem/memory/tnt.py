@@ -51,6 +51,7 @@ class TNT(Titans):
     chunk's sum of gradients so far, times theta, and a count of chunks.
     """
 
+    uses = frozenset({"depth", "expansion", "activation", "residual", "norm", "theta_max", "tnt"})
     forgets = False
 
     def __init__(self, width: int, config: MemoryConfig) -> None:

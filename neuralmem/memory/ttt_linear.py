@@ -13,6 +13,8 @@ from neuralmem.memory.titans import Titans
 class TTTLinear(Titans):
     """W <- W - theta grad |M(k) - v|^2, read M_W(q). memory.momentum, depth and alpha_bias do not apply."""
 
+    uses = frozenset({"residual", "norm", "theta_max"})
+
     forgets = False
 
     def __init__(self, width: int, config: MemoryConfig) -> None:

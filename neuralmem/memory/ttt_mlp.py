@@ -14,6 +14,8 @@ from neuralmem.memory.titans import Titans
 class TTTMLP(Titans):
     """W <- W - theta grad |M(k) - v|^2, read M_W(q). memory.momentum, depth, activation and alpha_bias do not apply."""
 
+    uses = frozenset({"expansion", "residual", "norm", "theta_max"})
+
     forgets = False
 
     def __init__(self, width: int, config: MemoryConfig) -> None:

@@ -19,6 +19,8 @@ from neuralmem.typing import Tensor, Tensors
 class Yaad(Titans):
     """delta = sqrt(head width) sigmoid(.), one per feature at most. memory.momentum and depth do not apply."""
 
+    uses = frozenset({"expansion", "activation", "residual", "norm", "theta_max", "alpha_bias"})
+
     more_gates = (0.0,)
 
     def __init__(self, width: int, config: MemoryConfig) -> None:

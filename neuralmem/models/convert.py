@@ -66,6 +66,10 @@ def with_continuum_memory(
     """
     if other := sorted(set(model.config.layer_names) - {"transformer"}):
         raise UserError(f"model.pattern has {other[0]}; only transformer layers have a feed-forward to convert")
+    if model.config.model != CausalLM.name:
+        raise UserError(f"model is of kind {model.config.model!r}; only {CausalLM.name!r} can be converted")
+    if not periods:
+        raise UserError("periods is []; it must name at least one level")
     if loss not in LOSSES:
         raise UserError(f"loss is {loss!r}; it must be one of {', '.join(LOSSES)}{nearest(loss, LOSSES)}")
     converted: CausalLM

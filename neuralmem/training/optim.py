@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from neuralmem.errors import UserError, nearest
+from neuralmem.memory._continuum import Levels
 from neuralmem.training.optimizers.deep_momentum import DeepMomentum
 from neuralmem.training.optimizers.delta_momentum import DeltaMomentum
 from neuralmem.training.optimizers.m3 import M3
@@ -88,7 +89,8 @@ class OptimizerConfig:
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
-    """Parameters with decay (matrices of linear maps), without it (everything else), and the memories' gates.
+    """Parameters with decay (matrices of linear maps and of levels that never learn), without it (everything else), and
+    the memories' gates.
 
     Memory weights are learned as a start for reading, and the maps called gate make rates: decay would pull those to
     "write nothing" and these to "one half". Gates may learn faster: what is worth writing is decided early.
@@ -96,12 +98,13 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
     A group's `algorithm` is `config.name` for what decays but the map called head, else adamw. The head and embeddings
     have a row per symbol, of which a step sees a few: no matrix whose rows belong together. A memory's initial weights
     [H, D_out, D_in] stay with AdamW: they are the start of an inner descent, and what an orthogonal step does to that,
-    no paper says.
+    no paper says. Those of `ttt_e2e` are linear maps, whose gradient is one of feed-forwards, and count as such.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     maps = [(path.split(".")[-1], id(m.weight)) for path, m in model.named_modules() if isinstance(m, nn.Linear)]
-    decayed = {weight for name, weight in maps if "gate" not in name} - embeddings
-    matrices = decayed - {weight for name, weight in maps if name == "head"}
+    linear = {weight for name, weight in maps if "gate" not in name} - embeddings
+    matrices = linear - {weight for name, weight in maps if name == "head"}
+    decayed = linear | {id(p) for m in model.modules() if isinstance(m, Levels) for p in m.resting}
     gates = {id(p) for path, p in model.named_parameters() if any(x.startswith("gate_map") for x in path.split("."))}
     groups: dict[tuple[str, float, float], list[nn.Parameter]] = {}
     for p in model.parameters():

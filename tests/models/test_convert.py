@@ -153,6 +153,7 @@ def test_the_model_that_was_given_does_not_change() -> None:
         (["titans_mag"], {"periods": [4]}, "model.pattern has titans_mag; only transformer layers"),
         (["transformer"], {"periods": [4, None], "variant": "nested"}, "variant is 'nested'; its levels share"),
         (["transformer"], {"periods": [4, 6]}, "memory.continuum.periods is .4, 6.; every period must be"),
+        (["transformer"], {"periods": []}, "periods is ..; it must name at least one level"),
         (["transformer"], {"periods": [4], "variant": "nest"}, "memory.continuum.variant is 'nest'"),
         (
             ["transformer"],
@@ -171,3 +172,9 @@ def test_the_model_that_was_given_does_not_change() -> None:
 def test_what_cannot_be_converted_is_refused(pattern: list[str], options: dict[str, Any], message: str) -> None:
     with pytest.raises(nm.UserError, match=message):
         with_continuum_memory(nm.CausalLM(replace(CONFIG, pattern=pattern)), **options)
+
+
+def test_what_learns_already_is_refused() -> None:
+    learner = with_continuum_memory(trained(), [4], loss="next_token")
+    with pytest.raises(nm.UserError, match="model is of kind 'ttt_e2e'; only 'causal_lm' can be converted"):
+        with_continuum_memory(learner, [4])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from neuralmem import registry
-from neuralmem.config import MemoryConfig, ModelConfig
+from neuralmem.config import ContinuumConfig, MemoryConfig, ModelConfig
 from neuralmem.errors import UserError
 from neuralmem.models.causal_lm import CausalLM
 from neuralmem.training.cli import main
@@ -263,3 +263,13 @@ def test_a_wrong_name_at_the_command_line_is_one_line(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == (
         f"error: optimizer.name is 'muno'; it must be one of {names}; did you mean 'muon'?\n"
     )
+
+
+def test_levels_that_never_learn_decay_like_the_feed_forwards_that_they_are() -> None:
+    memory = MemoryConfig(continuum=ContinuumConfig(periods=[4, None]))
+    model = CausalLM(ModelConfig(vocab_size=11, width=8, depth=1, pattern=["hope_attention"], memory=memory))
+    groups = parameter_groups(model, OptimizerConfig(name="muon", weight_decay=0.1))
+    found = {id(p): (group["weight_decay"], group["algorithm"]) for group in groups for p in group["params"]}
+    levels = model.layers[0].feed_forward.levels
+    for matrices in (levels.up, levels.down):
+        assert [found[id(p)] for p in matrices] == [(0.0, "adamw"), (0.1, "adamw")]
