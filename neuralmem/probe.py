@@ -13,6 +13,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
+SHUT = 0.01  # a gate below this, or as near to 1, is saturated
 _recorders: ContextVar[tuple["Recorder", ...]] = ContextVar("neuralmem_recorders", default=())
 
 
@@ -112,6 +113,18 @@ def observe(name: str, value: Tensor) -> None:
         if recorder.scope and recorder.only in (None, name):
             seen = value if recorder.attached else value.detach()
             recorder.values[f"{recorder.scope[-1]}/{name}"].append(seen.float().mean())
+
+
+def observe_saturation(name: str, gate: Tensor) -> None:
+    """Record which share of a gate is so near 0 or 1 that it hardly learns, under the name with "_saturated" behind it.
+
+    Args:
+        name: of the gate
+        gate: sigmoids, before anything else is done to them
+    """
+    if active(f"{name}_saturated"):
+        gate = gate.detach()
+        observe(f"{name}_saturated", ((gate < SHUT) | (gate > 1 - SHUT)).float())
 
 
 def _recording() -> tuple[Recorder, ...]:

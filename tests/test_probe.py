@@ -1,10 +1,12 @@
 """Probes: numbers from inside a model while it runs, without changing it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from neuralmem import CausalLM, MemoryConfig, ModelConfig
+from neuralmem import CausalLM, MemoryConfig, ModelConfig, registry
 from neuralmem.probe import active, inside, observe, recording
 
 CONFIG = ModelConfig(
@@ -28,11 +30,26 @@ def test_every_memory_shows_its_surprise_its_gates_and_its_size(rule: str, patte
     network = CausalLM(config)
     with recording(network) as record:
         network(torch.arange(100)[None] % 11)
-    shown = {"surprise", "theta", "alpha", "state_norm"} | ({"eta"} if rule == "titans" else set())
+    gates = {"theta", "alpha"} | ({"eta"} if rule == "titans" else set())
+    shown = {"surprise", "state_norm"} | gates | {f"{gate}_saturated" for gate in gates}
     means = record.means()
     assert set(means) >= {f"layers.{i}.memory/{name}" for i in (0, 1) for name in shown}
     assert {name.split("/")[0] for name in means} == {"layers.0.memory", "layers.1.memory"}
-    assert all(0 < value < float("inf") for value in means.values())
+    assert all(0 < value < float("inf") for name, value in means.items() if not name.endswith("_saturated"))
+
+
+@pytest.mark.parametrize("rule", registry.names("rule"))
+def test_gates_that_are_shut_or_wide_open_count_as_saturated(rule: str) -> None:
+    """Of the sigmoid, whatever the rule makes of it."""
+    shares = []
+    for bias in (0.0, 20.0, -20.0):
+        biases = {f"{gate}_bias": bias for gate in ("theta", "eta", "alpha")}
+        network = CausalLM(replace(CONFIG, memory=MemoryConfig(rule=rule, heads=2, **biases)))
+        with recording(network) as record:
+            network(tokens())
+        shares.append({name: value for name, value in record.means().items() if name.endswith("_saturated")})
+    assert {f"layers.{i}.memory/theta_saturated" for i in (0, 1)} <= shares[0].keys()
+    assert [set(share.values()) for share in shares] == [{0.0}, {1.0}, {1.0}]
 
 
 def test_looking_changes_nothing() -> None:

@@ -117,6 +117,8 @@ class LevelledMemory(Memory):
         periods = [float(self.levels.periods[i] or 1) for i in self.levels.learning]
         opened = torch.stack(self.gate_map(x), dim=-1)
         theta, alpha = opened.chunk(2, dim=-1)
+        probe.observe_saturation("theta", theta)
+        probe.observe_saturation("alpha", alpha)
         probe.observe("write", theta)
         per_token = 1 / torch.tensor(periods, dtype=opened.dtype, device=opened.device)
         theta, alpha = self.config.continuum.theta_max * theta * per_token, alpha * per_token

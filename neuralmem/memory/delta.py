@@ -33,8 +33,9 @@ class Delta(MemoryRule):
     def gates(self, x: Tensor) -> Tensors:
         theta, alpha = self.gate_map(x)
         probe.observe("write", theta)
-        probe.observe("theta", theta)
-        probe.observe("alpha", alpha)
+        for name, gate in (("theta", theta), ("alpha", alpha)):
+            probe.observe_saturation(name, gate)
+            probe.observe(name, gate)
         return theta, alpha
 
     def update(

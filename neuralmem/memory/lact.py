@@ -46,10 +46,12 @@ class LaCT(MemoryRule):
         *thetas, eta = self.gate_map(x) if self.config.momentum else (*self.gate_map(x), None)
         write = torch.stack(thetas, dim=-1)
         theta = self.config.theta_max / self.config.chunk_size * write
+        probe.observe_saturation("theta", write)
         probe.observe("write", write)
         probe.observe("theta", theta)
         if eta is None:
             return (theta,)
+        probe.observe_saturation("eta", eta)
         probe.observe("eta", eta)
         return theta, eta
 

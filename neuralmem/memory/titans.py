@@ -65,6 +65,8 @@ class Titans(MemoryRule):
     def gates(self, x: Tensor) -> Tensors:
         every = self.gate_map(x)
         gates = dict(zip(self.gate_names, every, strict=False))
+        for name, gate in gates.items():
+            probe.observe_saturation(name, gate)
         probe.observe("write", gates["theta"])
         gates["theta"] = self.theta_max / self.config.chunk_size * gates["theta"]
         if "eta" in gates:

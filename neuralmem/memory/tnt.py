@@ -81,6 +81,7 @@ class TNT(Titans):
 
     def gates(self, x: Tensor) -> Tensors:
         every = torch.stack(self.gate_map(x))
+        probe.observe_saturation("theta", every)
         probe.observe("write", every)
         chunks = every.new_tensor([self.global_chunk, *self.local_chunks])
         every = self.theta_max * every / chunks[:, None, None, None]

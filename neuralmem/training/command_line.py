@@ -21,7 +21,7 @@ from neuralmem.lock import run_lock
 from neuralmem.models.checkpoint import refuse_file
 from neuralmem.training.checkpoints import Checkpoints
 from neuralmem.training.compute import Compute
-from neuralmem.training.explain import explain, explain_mismatch
+from neuralmem.training.explain import explain, explain_mismatch, explain_missing
 from neuralmem.training.faults import Faults
 from neuralmem.training.folder_io import FolderIO
 from neuralmem.training.logs import RunLogs
@@ -30,8 +30,10 @@ from neuralmem.training.meter import Meter
 from neuralmem.training.module import LanguageModel
 from neuralmem.training.optim import OptimizerConfig
 from neuralmem.training.plot import LossPlot
+from neuralmem.training.probes import Probes
 from neuralmem.training.progress import Progress
 from neuralmem.training.ranks import RankState
+from neuralmem.training.report import Report
 from neuralmem.training.resume import LAST, find_checkpoint, first_rank, remove_leftovers
 from neuralmem.training.signals import Signals
 
@@ -52,16 +54,30 @@ def train(arguments: list[str]) -> None:
     """
     quiet_lightning()
     with ExitStack() as held:
-        try:
-            cli = CommandLine(arguments, held)
-        except MisconfigurationException as error:
-            raise UserError(" ".join(str(error).split())) from error
+        cli = build(arguments, held)
         cli.accumulate()
         if cli.config.ckpt_path == LAST and cli.trainer.is_global_zero:
             where = f"going on from {cli.checkpoint}"
             none = f"no checkpoint in {cli.run}: starting from the beginning"
             print(where if cli.checkpoint else none, file=sys.stderr)
         fit(cli)
+
+
+def build(arguments: list[str], held: ExitStack) -> "CommandLine":
+    """Parse, and make everything that the configuration names.
+
+    Raises:
+        UserError: anything that the user can put right.
+    """
+    try:
+        return CommandLine(arguments, held)
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    except ValueError as error:  # a class that is named in the configuration cannot be made
+        reason = user_error(error) or explain_missing(error)
+        if reason is None:
+            raise
+        raise UserError(str(reason)) from error
 
 
 def fit(cli: "CommandLine") -> None:
@@ -157,7 +173,7 @@ class CommandLine(LightningCLI):
             LanguageModel,
             L.LightningDataModule,
             subclass_mode_data=True,
-            save_config_callback=None,  # it writes before there is anything to train; SaveModel does it instead
+            save_config_callback=None,  # it writes before there is anything to train; FolderIO does it instead
             seed_everything_default=0,
             parser_kwargs={"allow_abbrev": False, "prog": "train.py", "description": "Train a model."},
             args=arguments,
@@ -180,6 +196,8 @@ class CommandLine(LightningCLI):
         parser.add_lightning_class_args(Mastery, "mastery")
         parser.add_lightning_class_args(Faults, "faults")
         parser.add_lightning_class_args(Compute, "compute")
+        parser.add_lightning_class_args(Probes, "probes")
+        parser.add_lightning_class_args(Report, "report")
         parser.link_arguments("optimizer", "model.optimizer", apply_on="instantiate")
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         parser.set_defaults(DEFAULTS)
@@ -218,11 +236,14 @@ class CommandLine(LightningCLI):
         own: list[L.Callback] = [RankState(meter), meter, LossPlot()]
         if trainer.enable_progress_bar is not False:
             own.append(Progress(meter))
+        self.config_init.probes.data = json.loads(data)["data"]
         trainer.callbacks = [*(trainer.callbacks or []), *own]
         trainer.plugins = [*_listed(trainer.plugins), FolderIO(self.run, config, json.loads(data)["data"])]
         trainer.default_root_dir = str(self.run)
-        if trainer.logger in (None, True):
-            trainer.logger = RunLogs(self.run, resume=self.checkpoint is not None)
+        if trainer.logger is not False:  # the run's own beside what the configuration names
+            named = [] if trainer.logger in (None, True) else trainer.logger
+            loggers = named if isinstance(named, list) else [named]
+            trainer.logger = [RunLogs(self.run, resume=self.checkpoint is not None), *loggers]
         built = super().instantiate_trainer(**kwargs)
         # Behind the checkpoints, which Lightning puts last.
         built.callbacks.append(Signals())  # type: ignore[attr-defined]

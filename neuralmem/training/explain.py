@@ -67,6 +67,24 @@ def explain_mismatch(message: str) -> str:
     return _short(message)
 
 
+def explain_missing(error: BaseException) -> str | None:
+    """One line for an error behind which a package is missing, else None.
+
+    Args:
+        error: of making a class that the configuration names
+    """
+    named = re.search(r"Problem with given class_path '([^']+)'", str(error))
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ImportError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None or named is None:
+        return None
+    wanted = re.search(r"Requirement '([^']+)'", str(cause))
+    package = wanted[1] if wanted else getattr(cause, "name", None) or str(cause)
+    bare = re.split(r"[<>=!~\[ ]", package)[0]
+    return f"{named[1].rsplit('.', 1)[-1]} needs the package {bare}, which is not installed: pip install '{package}'"
+
+
 def _not_an_option(words: Sequence[str], options: Sequence[str]) -> str:
     given = next((word for word in words if word.startswith("-")), words[0]).split("=")[0]
     if not given.startswith("-"):

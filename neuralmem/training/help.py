@@ -39,6 +39,9 @@ commonest options:
   --checkpoint.keep N             how many are kept
   --faults.patience N             skipped steps in a row (loss or gradient not finite) that stop the run
 
+  --probes.every N                steps between runs of the probes that a config names
+  --report.at_end true|false      write report.html
+
   --trainer.max_steps N           optimizer steps
   --trainer.max_time DD:HH:MM:SS  time budget; the learning rate then follows the clock
   --trainer.devices N             GPUs or processes

@@ -1,4 +1,4 @@
-"""What happened since the last line of the log: means over the interval, speed, and the health of every memory.
+"""What happened since the last line of the log: means over the interval, speed, resources, and every memory's health.
 
 Special: sums stay on the device and are read once per line; memory health comes from `neuralmem.probe` in the one
 training step that ends an interval. A step is not free of synchronisation for that: the model reads how many targets
@@ -17,10 +17,12 @@ from torch import Tensor
 from neuralmem import probe
 from neuralmem.training.mastery import curriculum
 from neuralmem.training.sharding import whole
+from neuralmem.training.utilization import Utilization, peak_memory, seconds_left
 
 
 class Meter(L.Callback):
-    """Log every `trainer.log_every_n_steps` steps: loss, answers, learning rate, gradient norm, speed, memory health.
+    """Log every `trainer.log_every_n_steps` steps: loss, answers, learning rate, gradient norm, speed, utilisation,
+    peak memory, time left, memory health.
 
     `latest` holds the newest values for whoever shows them.
     """
@@ -33,6 +35,8 @@ class Meter(L.Callback):
         self.steps = 0
         self.stack = ExitStack()
         self.record: probe.Recorder | None = None
+        self.began = self.share = 0.0  # when the run, or its resumption, began, and the share that was done then
+        self.use: Utilization | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"tokens": self.tokens}
@@ -40,8 +44,18 @@ class Meter(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.tokens = state_dict["tokens"]
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.since = time.perf_counter()
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.since = self.began = time.perf_counter()
+        self.share = pl_module.progress(trainer.global_step)
+        self.use = Utilization(pl_module.model.config, pl_module.device)
+
+    def pause(self) -> None:
+        """Stop the clock: what follows is no training."""
+        self.paused = time.perf_counter()
+
+    def go_on(self) -> None:
+        """Start it again."""
+        self.since += time.perf_counter() - self.paused
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if _steps_next(trainer) and (trainer.global_step + 1) % _every(trainer) == 0:
@@ -58,24 +72,26 @@ class Meter(L.Callback):
             self._add(name, outputs[name].detach())
         # Lightning hands out a batch's share of the step's loss, the batch's loss is what is shown.
         self._add_finite("loss", outputs["loss"].detach() * trainer.accumulate_grad_batches)
+        if self.use and (operations := self.use.of_batch(batch, outputs["tokens"])) is not None:
+            self._add("operations", operations)
         if _stepped(trainer):
             self.steps += 1
             if trainer.global_step % _every(trainer) == 0:
-                self._write(trainer)
+                self._write(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking:
             found = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
             self.latest |= found
             _log(trainer, found)
-        self.since += time.perf_counter() - self.paused
+        self.go_on()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.paused = time.perf_counter()
+        self.pause()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.steps:
-            self._write(trainer)
+            self._write(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.stack.close()
@@ -89,7 +105,7 @@ class Meter(L.Callback):
         self._add(name, torch.where(finite, value, 0.0))
         self._add(f"{name} count", finite.float())
 
-    def _write(self, trainer: L.Trainer) -> None:
+    def _write(self, trainer: L.Trainer, module: Any) -> None:
         self.stack.close()
         sums = {k: trainer.strategy.reduce(v.float(), reduce_op="sum").item() for k, v in self.sums.items()}
         seconds = time.perf_counter() - self.since
@@ -103,9 +119,20 @@ class Meter(L.Callback):
         if data := curriculum(trainer):
             values["stage"] = data.stage + 1
         values["tokens_per_second"] = sums["tokens"] / max(seconds, 1e-9)
-        self.latest = values | {k: v for k, v in self.latest.items() if k.startswith("val_")}
-        _log(trainer, values | (self.record.means() if self.record else {}))
+        values |= self._resources(trainer, module, sums.get("operations"), seconds)
+        values |= self.record.means() if self.record else {}
+        # Validation and memory health are not of every interval: the last known stay.
+        self.latest = {k: v for k, v in self.latest.items() if k.startswith("val_") or "/" in k} | values
+        _log(trainer, values)
         self.sums, self.steps, self.since, self.record = {}, 0, time.perf_counter(), None
+
+    def _resources(self, trainer: L.Trainer, module: Any, operations: float | None, seconds: float) -> dict[str, float]:
+        """Utilisation, memory and time; what is not known is left out."""
+        values = {"peak_memory_gib": peak_memory(module.device) / 2**30}
+        if self.use and operations:
+            values["mfu"] = self.use.share(operations, seconds, trainer.world_size)
+        left = seconds_left(trainer, module, time.perf_counter() - self.began, self.share)
+        return values if left is None else values | {"seconds_left": left}
 
 
 def _every(trainer: L.Trainer) -> int:

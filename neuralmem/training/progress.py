@@ -1,22 +1,23 @@
-"""One line about a run in progress: step of how many, loss, answers, tokens/s, time left.
+"""One line about a run in progress: step of how many, loss, answers, speed, time left, resources, memory health.
 
 Special: on a terminal the line is redrawn in place; elsewhere (a log file) a plain line is printed every 30 s.
 """
 
-import resource
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 import lightning.pytorch as L
-import torch
 from lightning.pytorch.callbacks import ProgressBar
 
 from neuralmem.training.mastery import curriculum
 from neuralmem.training.meter import Meter
+from neuralmem.training.utilization import peak_memory
 
 WIDTH = 24  # cells of the bar
+HEALTH = ("state_norm", "surprise", "theta_saturated")  # what the line has room for
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -66,9 +67,9 @@ class Progress(ProgressBar):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._write(self.line(trainer, pl_module), "\n")
-        read = f"{trainer.global_step:,} steps, {_short(self.meter.tokens)} tokens"
-        memory = f"peak memory {_peak_bytes(pl_module.device) / 2**30:.2f} GiB"
-        self.print(f"{read} in {_clock(time.monotonic() - self.began)}, {memory}, saved in {trainer.default_root_dir}")
+        read = f"{trainer.global_step:,} steps, {short(self.meter.tokens)} tokens"
+        memory = f"peak memory {peak_memory(pl_module.device) / 2**30:.2f} GiB"
+        self.print(f"{read} in {clock(time.monotonic() - self.began)}, {memory}, saved in {trainer.default_root_dir}")
 
     def line(self, trainer: L.Trainer, pl_module: Any) -> str:
         """The line as it is now."""
@@ -81,11 +82,11 @@ class Progress(ProgressBar):
         if "answers" in latest:
             parts.append(f"answers {latest['answers']:.1%}")
         if "tokens_per_second" in latest:
-            parts.append(f"{_short(latest['tokens_per_second'])} tok/s")
+            parts.append(f"{short(latest['tokens_per_second'])} tok/s")
         done = share - self.share_at_start
         if done > 0 and share < 1:
-            parts.append(f"{_clock((time.monotonic() - self.began) * (1 - share) / done)} left")
-        return "  ".join(parts)
+            parts.append(f"{clock((time.monotonic() - self.began) * (1 - share) / done)} left")
+        return "  ".join(parts + list(_details(latest)))
 
     def _write(self, text: str, end: str) -> None:
         if not self.enabled:
@@ -100,6 +101,20 @@ class Progress(ProgressBar):
         return (self.file or sys.stderr).isatty()
 
 
+def _details(latest: dict[str, float]) -> Iterator[str]:
+    """What a narrow terminal may cut off: gradient, utilisation, memory, and the memories' health over all layers."""
+    for key, form in (("gradient_norm", "grad {:.2g}"), ("mfu", "MFU {:.1%}"), ("peak_memory_gib", "{:.2f} GiB")):
+        if key in latest:
+            yield form.format(latest[key])
+    health = {name: [x for key, x in latest.items() if key.endswith(f"/{name}")] for name in HEALTH}
+    if health["state_norm"]:
+        yield f"state {max(health['state_norm']):.3g}"
+    if health["surprise"]:
+        yield f"surprise {sum(health['surprise']) / len(health['surprise']):.2g}"
+    if health["theta_saturated"]:
+        yield f"gates stuck {max(health['theta_saturated']):.0%}"
+
+
 def _share(module: Any) -> float:
     return min(1.0, module.progress(module.trainer.global_step))
 
@@ -110,19 +125,15 @@ def _bar(share: float) -> str:
     return f"▕{'█' * int(cells)}{part}{' ' * (WIDTH - int(cells) - len(part))}▏"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any."""
     minutes, second = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{second:02}" if minutes >= 60 else f"{minutes}:{second:02}"
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
+    """A number with a letter for its thousands: 23.4K."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
         if number >= size:
             return f"{number / size:.1f}{letter}"
     return f"{number:.0f}"
-
-
-def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -21,7 +21,8 @@ CONFIGS = sorted((ROOT / "configs" / "tiny").glob("*.yaml"))
 def measure(config: Path, folder: Path) -> list[float]:
     """Train a config on one thread. -> its losses, step by step."""
     torch.set_num_threads(1)
-    if main(["--config", str(config), "--run", str(folder), "--trainer.enable_progress_bar", "false"]):
+    options = ["--trainer.enable_progress_bar", "false", "--report.at_end", "false"]
+    if main(["--config", str(config), "--run", str(folder), *options]):
         raise RuntimeError(f"{config} does not train")
     return [row["loss"] for row in read_metrics(folder / "metrics.csv")]
 

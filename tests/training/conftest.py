@@ -22,7 +22,8 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
     monkeypatch.chdir(tmp_path)
 
     def run(config: str, name: str, *options: str) -> Path:
-        assert main(["--config", str(CONFIGS / "tiny" / f"{config}.yaml"), "--run", name, *options]) == 0
+        arguments = ["--config", str(CONFIGS / "tiny" / f"{config}.yaml"), "--run", name, "--report.at_end", "false"]
+        assert main([*arguments, *options]) == 0
         return tmp_path / name
 
     return run

@@ -35,7 +35,7 @@ def test_five_steps(tmp_path: Path) -> None:
     said = done.stderr.strip().splitlines()
     assert len(said) == 3, said  # what it trains, one line of progress, what came of it: no noise of the libraries
     assert re.fullmatch(r"[\d,]+ parameters on 1 x cpu, into runs/mag", said[0])
-    assert re.fullmatch(r"step 5/5  .*100%  loss \d\.\d{3}  .* tok/s", said[1])
+    assert re.fullmatch(r"step 5/5  .*100%  loss \d\.\d{3}  .* tok/s  grad .*  MFU .*  gates stuck 0%", said[1])
     assert re.fullmatch(r"5 steps, \S+ tokens in \d+:\d\d, peak memory .* GiB, saved in runs/mag", said[2])
     assert (tmp_path / "runs" / "mag" / "manifest.json").is_file()
 

@@ -1,6 +1,9 @@
 """metrics.csv: one row per step, late columns, and going on after an interruption."""
 
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from neuralmem.training.logs import RunLogs, read_metrics
 
@@ -48,3 +51,11 @@ def test_a_new_run_starts_a_new_file(tmp_path: Path) -> None:
         logs.finalize("success")
     assert [row["loss"] for row in read_metrics(tmp_path / "metrics.csv")] == [2.0]
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
+def test_a_logger_of_the_configuration_stands_beside_the_runs_own(train: Callable[..., Path]) -> None:
+    logger = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: other, name: x, version: y}}"
+    run = train("lmm", "a", "--trainer.logger", logger, "--trainer.max_steps", "2")
+    assert [row["step"] for row in read_metrics(run / "metrics.csv")] == [1, 2]
+    theirs = read_metrics(run.parent / "other" / "x" / "y" / "metrics.csv")
+    assert [row["loss"] for row in theirs] == pytest.approx([row["loss"] for row in read_metrics(run / "metrics.csv")])

@@ -1,5 +1,6 @@
 """Bad input at the command line: exit code 2, one line that names the field, nothing written."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,14 @@ def test_debug_shows_where_it_came_from(capsys: pytest.CaptureFixture) -> None:
     said = capsys.readouterr().err
     assert "Traceback" in said
     assert said.strip().splitlines()[-1] == "error: model.depth is 0; it must be positive"
+
+
+@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
+@pytest.mark.parametrize("name", ["WandbLogger", "lightning.pytorch.loggers.WandbLogger"])
+def test_a_logger_without_its_package_says_what_to_install(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["--config", TINY, "--run", str(tmp_path / "a"), "--trainer.logger", name]) == 2
+    line = capsys.readouterr().err
+    assert line == "error: WandbLogger needs the package wandb, which is not installed: pip install 'wandb>=0.12.10'\n"
+    assert not (tmp_path / "a").exists()

@@ -103,5 +103,7 @@ def _layer(weights: Tensor, h: Tensor, delta: Tensor, theta: Tensor, decay: Deca
 
 
 def _observe(write: Tensor, theta: Tensor, alpha: Tensor) -> None:
+    probe.observe_saturation("theta", write)
+    probe.observe_saturation("alpha", alpha)
     for name, gate in (("write", write), ("theta", theta), ("alpha", alpha)):
         probe.observe(name, gate)  # always: a checkpoint compares what forward and backward save
