@@ -16,11 +16,13 @@ from typing import Any, get_args
 
 from neuralmem.data.corpus import Flavour
 from neuralmem.data.document import Indexed, Side
+from neuralmem.data.names import NAMES
 from neuralmem.errors import UserError, nearest
 
 TEXT = {".txt", ".text", ".md", ".rst"}
 LINES = {".jsonl", ".ndjson"}
 TABLES = {".parquet"}
+LONGEST = 1 << 30  # bytes of a document
 _CLOSED = {".gz", ".zst", ".xz", ".bz2", ".zip", ".tar", ".json", ".arrow", ".pkl", ".pickle", ".npy", ".npz", ".bin"}
 
 
@@ -99,8 +101,9 @@ class _Spans:
     def __len__(self) -> int:
         return self.firsts[-1]
 
-    def text(self, number: int) -> str:
-        return self.decode(self._read(number), self.place(number))
+    def text(self, number: int) -> tuple[str, int]:
+        content, replaced = self._read(number)
+        return self.decode(content, self.place(number)), replaced
 
     def _file(self, number: int) -> int:
         return bisect_right(self.firsts, number) - 1
@@ -110,19 +113,30 @@ class _Spans:
         alone = self.firsts[file + 1] - self.firsts[file] == 1
         return self.files[file][0] if alone else f"{self.files[file][0]}#{number - self.firsts[file] + 1}"
 
-    def _read(self, number: int) -> str:
+    def _read(self, number: int) -> tuple[str, int]:
         file = self._file(number)
         start, stop = self.starts[number + file], self.starts[number + file + 1]
+        if stop - start > LONGEST:
+            raise UserError(f"source {self.place(number)} has {stop - start} bytes; {LONGEST} can be read as one")
         with self.files[file][1].open("rb") as stream:
             stream.seek(start)
             data = stream.read(stop - start)
-        text = data.decode("utf-8", "replace")
-        if broken := text.count("\ufffd") - data.count("\ufffd".encode()):
+        text, broken = decoded(data)
+        if broken:
             if not self.replaced:
                 path = str(self.files[file][1])
                 warnings.warn(f"source {path!r} is not UTF-8 in {broken} place(s), replaced by U+FFFD", stacklevel=2)
             self.replaced += broken
-        return text
+        return text, broken
+
+
+def decoded(data: bytes) -> tuple[str, int]:
+    """-> text, and the number of places that were not UTF-8 and are U+FFFD now."""
+    try:
+        return data.decode(), 0
+    except UnicodeDecodeError:
+        text = data.decode("utf-8", "replace")
+        return text, text.count("\ufffd") - data.count("\ufffd".encode())
 
 
 def _document_starts(path: Path, document_bytes: int) -> Iterator[int]:
@@ -142,12 +156,15 @@ def _document_starts(path: Path, document_bytes: int) -> Iterator[int]:
 
 def _line_starts(path: Path) -> Iterator[int]:
     """Where the lines of a file begin, blank ones left out; the file's end comes last."""
-    place = 0
+    start, place, found = 0, 0, False
     with path.open("rb") as stream:
-        for line in stream:
-            if line.strip():
-                yield place
-            place += len(line)
+        while piece := stream.readline(1 << 20):  # a line may be longer than memory
+            if not found and piece.strip():
+                found = True
+                yield start
+            place += len(piece)
+            if piece.endswith(b"\n"):
+                start, found = place, False
     yield place
 
 
@@ -158,8 +175,8 @@ def _plain_text(content: str, place: str) -> str:
 def _json_text(line: str, place: str, field: str) -> str:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"source {place} is not a JSON line: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, or a number of more than 4300 digits
+        raise UserError(f"source {place} is not a JSON line: {getattr(error, 'msg', error)}") from None
     return text_of(row if isinstance(row, dict) else {}, place, field)
 
 
@@ -185,7 +202,7 @@ class _Rows:
         self.files, self.field = files, field
         self.groups: list[tuple[int, int]] = []
         self.firsts = [0]
-        self._columns: dict[int, list[Any]] = {}
+        self._columns: dict[int, list[Any] | UserError] = {}
         for i, (name, path) in enumerate(files):
             names, sizes = _schema(path)
             if field not in names:
@@ -208,23 +225,42 @@ class _Rows:
         file, part = self.groups[group]
         return f"{self.files[file][0]}#{part}.{number - self.firsts[group] + 1}"
 
-    def text(self, number: int) -> str:
+    def text(self, number: int) -> tuple[str, int]:
         group = self._group(number)
-        return text_of({self.field: self._column(group)[number - self.firsts[group]]}, self.place(number), self.field)
+        column = self._column(group)
+        if isinstance(column, UserError):
+            raise column
+        value, replaced = column[number - self.firsts[group]], 0
+        if isinstance(value, bytes):  # a text column that is not UTF-8 throughout
+            value, replaced = decoded(value)
+        return text_of({self.field: value}, self.place(number), self.field), replaced
 
     def _group(self, number: int) -> int:
         return bisect_right(self.firsts, number) - 1
 
-    def _column(self, group: int) -> list[Any]:
-        """The texts of a row group; those of the last two are kept."""
+    def _column(self, group: int) -> list[Any] | UserError:
+        """The texts of a row group, or why it cannot be read; those of the last two are kept."""
         if group not in self._columns:
-            from pyarrow import parquet
+            from pyarrow import ArrowException, parquet
 
             file, number = self.groups[group]
-            with parquet.ParquetFile(self.files[file][1]) as table:
-                column = table.read_row_group(number, columns=[self.field]).column(0).to_pylist()
+            column: list[Any] | UserError
+            try:
+                with parquet.ParquetFile(self.files[file][1]) as table:
+                    column = _values(table.read_row_group(number, columns=[self.field]).column(0))
+            except (ArrowException, OSError) as error:
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                column = UserError(f"source {self.files[file][0]}#{number} is damaged: {reason}")
             self._columns = dict([*self._columns.items()][-1:]) | {group: column}
         return self._columns[group]
+
+
+def _values(column: Any) -> list[Any]:
+    """A column as Python values; of texts that are not UTF-8 throughout, which Arrow lets pass, the bytes."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return column.cast("large_binary" if "large" in str(column.type) else "binary").to_pylist()
 
 
 def _schema(path: Path) -> tuple[list[str], list[int]]:
@@ -242,6 +278,6 @@ def _schema(path: Path) -> tuple[list[str], list[int]]:
 
 
 def _neighbour(path: Path) -> str:
-    """The nearest of what could have been meant: a corpus, or a file beside the one that is not there."""
+    """The nearest of what could have been meant: a corpus, a dataset, or a file beside the one that is not there."""
     beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-    return nearest(path.name, [*get_args(Flavour), *beside])
+    return nearest(path.name, [*get_args(Flavour), *NAMES, *beside])
