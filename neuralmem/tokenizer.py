@@ -182,8 +182,7 @@ class ByteTokenizer(Tokenizer):
         return list(_well_formed(text).encode())
 
     def encode_batch(self, texts: Sequence[str]) -> list[Tensor]:
-        encoded = (bytearray(_well_formed(text).encode()) for text in texts)
-        return [torch.frombuffer(data or bytearray(1), dtype=torch.uint8)[: len(data)] for data in encoded]
+        return [torch.frombuffer(_utf8(text), dtype=torch.uint8) if text else torch.empty(0).byte() for text in texts]
 
     def decode(self, ids: Iterable[int] | Tensor) -> str:
         return bytes(i for i in self._checked(ids) if i != self.eos_id).decode("utf-8", "replace")
@@ -271,7 +270,14 @@ def _parse(definition: str) -> Any:
 
 def _int_tensor(ids: list[int]) -> Tensor:
     """As torch.tensor(ids, dtype=torch.int32), six times as fast."""
-    return torch.frombuffer(array("i", ids or [0]), dtype=torch.int32)[: len(ids)]
+    return torch.frombuffer(array("i", ids), dtype=torch.int32) if ids else torch.empty(0, dtype=torch.int32)
+
+
+def _utf8(text: str) -> bytearray:
+    try:
+        return bytearray(text, "utf-8")
+    except UnicodeEncodeError:
+        return bytearray(_well_formed(text), "utf-8")
 
 
 def _well_formed(text: str) -> str:

@@ -64,7 +64,7 @@ class Encode:
             except BrokenProcessPool:
                 raise UserError("a worker process died, perhaps for want of memory; use fewer --processes") from None
             finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+                pool.shutdown(cancel_futures=True)
 
     def _work(self, start: int, stop: int | None) -> Iterator[Work]:
         if isinstance(self.source, Numbered):
@@ -122,7 +122,7 @@ class Encode:
             return [], [("corrupt", document.error)]
         if not document.text:
             return [], [("empty", document.id)]
-        wrong = [("not_utf8", document.id)] if document.replaced else []
+        wrong = [("not_utf8", document.id)] if document.replaced or _has_surrogates(document.text) else []
         if len(document.text) <= self.longest:
             return [document.text], wrong
         starts = range(0, len(document.text), self.longest)
@@ -132,6 +132,17 @@ class Encode:
         """-> Int[N] tokens of every text."""
         for some in _together(texts):
             yield from (ids.numpy().astype(self.kind) for ids in self.tokenizer.encode_batch(some))
+
+
+def _has_surrogates(text: str) -> bool:
+    """Whether a text has halves of surrogate pairs, which JSON can smuggle in; the tokenizer replaces them."""
+    if text.isascii():
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _together(texts: Sequence[str]) -> Iterator[list[str]]:

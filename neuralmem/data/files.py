@@ -5,6 +5,7 @@ indexed once, without keeping their content, and read by position. What is not U
 """
 
 import json
+import os
 import warnings
 from array import array
 from bisect import bisect_right
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, BinaryIO, get_args
 
 from neuralmem.data.corpus import Flavour
 from neuralmem.data.document import Indexed, Side
@@ -82,17 +83,18 @@ class _Spans:
     Args:
         files: names and paths
         starts_of: where a file's documents begin, and its end
-        decode: (content of a document, its place) -> its text
+        decode: (content of a document, what gives its place) -> its text
     """
 
     def __init__(
         self,
         files: list[tuple[str, Path]],
         starts_of: Callable[[Path], Iterator[int]],
-        decode: Callable[[str, str], str],
+        decode: Callable[[str, Callable[[], str]], str],
     ) -> None:
         self.decode = decode
         self.files, self.starts, self.firsts, self.replaced = files, array("q"), [0], 0
+        self._opened: tuple[int, BinaryIO | None] = (-1, None)
         for _, path in files:
             self.starts.extend(starts_of(path))  # the last start of a file is its end
             self.firsts.append(len(self.starts) - len(self.firsts))
@@ -103,7 +105,24 @@ class _Spans:
 
     def text(self, number: int) -> tuple[str, int]:
         content, replaced = self._read(number)
-        return self.decode(content, self.place(number)), replaced
+        return self.decode(content, partial(self.place, number)), replaced
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": (-1, None)}
+
+    def __del__(self) -> None:
+        if (stream := getattr(self, "_opened", (-1, None))[1]) is not None:
+            stream.close()
+
+    def _open(self, file: int) -> int:
+        """-> handle of a file; the last stays open, and forked processes may share it, since nothing seeks in it."""
+        number, stream = self._opened
+        if number != file or stream is None:
+            if stream is not None:
+                stream.close()
+            stream = self.files[file][1].open("rb", buffering=0)
+            self._opened = file, stream
+        return stream.fileno()
 
     def _file(self, number: int) -> int:
         return bisect_right(self.firsts, number) - 1
@@ -118,9 +137,9 @@ class _Spans:
         start, stop = self.starts[number + file], self.starts[number + file + 1]
         if stop - start > LONGEST:
             raise UserError(f"source {self.place(number)} has {stop - start} bytes; {LONGEST} can be read as one")
-        with self.files[file][1].open("rb") as stream:
-            stream.seek(start)
-            data = stream.read(stop - start)
+        data = os.pread(self._open(file), stop - start, start)
+        if len(data) < stop - start:
+            raise UserError(f"source {self.place(number)} has become shorter since it was opened")
         text, broken = decoded(data)
         if broken:
             if not self.replaced:
@@ -168,16 +187,17 @@ def _line_starts(path: Path) -> Iterator[int]:
     yield place
 
 
-def _plain_text(content: str, place: str) -> str:
+def _plain_text(content: str, place: Callable[[], str]) -> str:
     return content
 
 
-def _json_text(line: str, place: str, field: str) -> str:
+def _json_text(line: str, place: Callable[[], str], field: str) -> str:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:  # ValueError: no JSON, or a number of more than 4300 digits
-        raise UserError(f"source {place} is not a JSON line: {getattr(error, 'msg', error)}") from None
-    return text_of(row if isinstance(row, dict) else {}, place, field)
+        raise UserError(f"source {place()} is not a JSON line: {getattr(error, 'msg', error)}") from None
+    text = row.get(field) if isinstance(row, dict) else None
+    return text if isinstance(text, str) else text_of(row if isinstance(row, dict) else {}, place(), field)
 
 
 def text_of(row: dict[str, Any], place: str, field: str) -> str:

@@ -152,8 +152,13 @@ def test_kill_9_then_again_gives_the_same_bytes(tmp_path: Path, monkeypatch: pyt
     while not (tmp_path / "killed" / "00001.json").exists():
         assert running.poll() is None, "it was done before it could be killed"
         time.sleep(0.01)
+    workers = [int(pid) for pid in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()]
+    assert len(workers) >= 2
     running.send_signal(signal.SIGKILL)
     running.wait()
+    for worker in workers:  # none is left behind
+        while Path(f"/proc/{worker}/cmdline").exists() and Path(f"/proc/{worker}/cmdline").read_bytes():
+            time.sleep(0.01)
     assert not (tmp_path / "killed" / "manifest.json").exists()
     kept = (tmp_path / "killed" / "00001.tokens").stat().st_mtime_ns
     assert main([*arguments, "--processes", "1"]) == 0
@@ -181,12 +186,12 @@ def test_what_is_wrong_with_documents_is_counted_and_said(tmp_path: Path, capsys
     out = tmp_path / "out"
     assert main([str(folder), "--out", str(out), "--longest", "1024", "--quiet", "--processes", "1"]) == 0
     read = json.loads((out / "manifest.json").read_text())["read"]
-    assert read["counts"] == {"empty": 1, "corrupt": 4 + 100, "not_utf8": 3, "huge": 1}
+    assert read["counts"] == {"empty": 1, "corrupt": 4 + 100, "not_utf8": 4, "huge": 1}
     assert read["documents"] == 9 + 1 + 2 + 100
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 2
     assert "104 of 112 documents were corrupt (left out; first: source a.jsonl#2 is not a JSON line" in said[1]
-    assert "3 of 112 documents were not UTF-8 (replaced by U+FFFD; first: b.txt)" in said[1]
+    assert "4 of 112 documents were not UTF-8 (replaced by U+FFFD; first: b.txt)" in said[1]
     assert "1 of 112 documents were huge (cut; first: a.jsonl#5)" in said[1]
     decoded = [ByteTokenizer().decode(ids) for ids in documents(out)]
     assert sorted(decoded)[:3] == ["bad \ufffd", "caf\ufffd", "fine"]
