@@ -140,28 +140,6 @@ class Source(ABC):
         return sum(lengths) / len(lengths) if any(lengths) else 1.0
 
 
-def texts_of(source: Source) -> Iterator[str]:
-    """-> the texts of a source; documents that cannot be read are left out.
-
-    Raises:
-        UserError: it holds tokens, or nothing of it can be read.
-    """
-    first, found = "", False
-    for document in source.scan():
-        if isinstance(document, Tokenized):
-            raise UserError(
-                f"source {source.name!r} holds tokens, on which no tokenizer can be trained; tokenizer must be the "
-                "folder of the shards"
-            )
-        if isinstance(document, Document):
-            found = True
-            yield document.text
-        else:
-            first = first or document.error
-    if first and not found:
-        raise UserError(first)
-
-
 class Numbered(Source):
     """A source with a known number of documents, each of which can be fetched alone."""
 

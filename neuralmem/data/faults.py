@@ -7,10 +7,11 @@ huge      longer than what one document may have; cut into several
 """
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from neuralmem.data.document import Unreadable
+from neuralmem.data.document import Document, Source, Unreadable
 from neuralmem.errors import UserError
 
 KINDS = ("empty", "corrupt", "not_utf8", "huge")
@@ -93,3 +94,25 @@ class Faults:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The reverse of `to_dict`."""
         return cls(int(values["documents"]), dict(values["counts"]), dict(values["first"]))
+
+
+def texts_of(source: Source) -> Iterator[str]:
+    """-> the texts of a source; documents that cannot be read are left out, with a warning.
+
+    Raises:
+        UserError: it holds tokens, or nothing of it can be read.
+    """
+    faults = Faults()
+    for document in source.scan():
+        faults.look()
+        if isinstance(document, Document):
+            yield document.text
+        elif isinstance(document, Unreadable):
+            faults.unreadable(document)
+            faults.warn()
+        else:
+            raise UserError(
+                f"source {source.name!r} holds tokens, and text is needed here; for shards tokenizer must be FOLDER"
+            )
+    if faults.documents == faults.counts.get("corrupt"):
+        raise UserError(faults.first["corrupt"])

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from neuralmem.data.batch import Batch
-from neuralmem.data.document import limited, texts_of
+from neuralmem.data.document import limited
+from neuralmem.data.faults import texts_of
 from neuralmem.data.needles import HAYSTACK_CHARACTERS, NeedleFormat, Needles, find_keys
 from neuralmem.data.packing import PackedText
 from neuralmem.data.sources import DOCUMENT_BYTES, Side, Source, open_source
@@ -299,4 +300,4 @@ class NeedleData(_Synthetic, DataModule):
         return Needles(**common, **self.options, tokenizer=self.tokenizer, haystack=haystack, keys=self.keys)
 
     def _training_texts(self) -> Iterator[str]:
-        return (document.text for document in open_source(self.source, side="train").read())
+        return texts_of(open_source(self.source, side="train"))

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralmem.data.build_shards import Done, Settings, build_shards
-from neuralmem.data.document import texts_of
-from neuralmem.data.faults import Faults
+from neuralmem.data.faults import Faults, texts_of
 from neuralmem.data.fingerprint import source_fingerprint
 from neuralmem.data.shards import Shards
 from neuralmem.data.sources import DOCUMENT_BYTES, open_source

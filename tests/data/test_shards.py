@@ -158,7 +158,7 @@ def test_shards_train_as_their_text_does(tmp_path: Path, folder: Path) -> None:
 def test_another_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
     train_bpe(["some text to train on"] * 5, 270).save(tmp_path)
     for tokenizer in ("bpe:300", str(tmp_path)):
-        with pytest.raises(UserError, match=r"tokenizer.* must be .*(shards|\w)") as caught:
+        with pytest.raises(UserError, match=r"tokenizer.* must be") as caught:
             _ = TextData(tokenizer, f"shards:{folder}").vocab_size
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=rf"another one .* must be tokenizer: {folder}"):
