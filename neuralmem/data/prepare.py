@@ -119,11 +119,12 @@ class Bar:
 
     def __init__(self, quiet: bool = False, every: float = 30.0) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, Progress, TextColumn
 
         self.quiet, self.every, self.began = quiet, every, time.monotonic()
-        self.shown, self._first = self.began, -1
-        columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        self.shown = self.began
+        self._first: Done | None = None
+        columns = (BarColumn(bar_width=16), TextColumn("{task.description}"))
         self._console = Console(stderr=True)
         self._bar = Progress(*columns, console=self._console, disable=quiet or not self._console.is_terminal)
         self._task = self._bar.add_task("reading", total=None)
@@ -138,8 +139,8 @@ class Bar:
     def show(self, done: Done) -> None:
         """Show how far it is."""
         now = time.monotonic()
-        if self._first < 0:
-            self._first, self.began = done.documents, now  # the time before is that of opening the source
+        if self._first is None:
+            self._first, self.began = done, now  # the time before is that of opening the source and starting workers
         line = self.line(done, now - self.began)
         self._bar.update(self._task, description=line, completed=done.documents, total=done.total)
         if self._bar.disable and not self.quiet and now - self.shown >= self.every:
@@ -150,9 +151,9 @@ class Bar:
         """-> how far it is, in words."""
         known = f" of {done.total:,}" if done.total else ""
         parts = [f"{done.documents:,}{known} documents, {done.tokens:,} tokens"]
-        if seconds > 0:
-            parts.append(f"{done.new_tokens / seconds:,.0f} tokens/s")
-            new = done.documents - self._first
+        if self._first is not None and seconds > 0:
+            parts.append(f"{(done.new_tokens - self._first.new_tokens) / seconds:,.0f} tokens/s")
+            new = done.documents - self._first.documents
             if done.total and new > 0:
                 left = int((done.total - done.documents) * seconds / new)
                 parts.append(f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left")
