@@ -31,7 +31,7 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
-from record import write
+from record import machine, place, write
 
 from neuralmem.data.build_shards import Done, Settings, build_shards
 from neuralmem.data.module import DataModule, TextData
@@ -246,22 +246,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sections", default=",".join(SECTIONS), help="of " + ", ".join(SECTIONS))
-    parser.add_argument("--out", type=Path, help="where to write; else results/<machine>/data.json")
+    parser.add_argument("--out", type=Path, help="else results/<machine>/data.json; rows of other sections stay")
     options = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
+    path, sections = options.out or place("data"), options.sections.split(",")
+    earlier = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows: list[dict[str, Any]] = [row for row in earlier if row["section"] not in sections]
     with tempfile.TemporaryDirectory() as folder:
         texts = Texts(Path(folder))
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        for name in options.sections.split(","):
+        for name in sections:
             before = load()
             found = SECTIONS[name](texts, options.rounds)
             beside = {"load": [before, load()], "processors": os.cpu_count(), "rounds": options.rounds}
+            beside["commit"] = machine()["commit"]
             rows += [row | beside for row in found]
             for row in found:
                 print(json.dumps(row), flush=True)
-    print(write("data", rows, options.out))
+    print(write("data", rows, path))
 
 
 if __name__ == "__main__":

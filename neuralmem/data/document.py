@@ -199,7 +199,7 @@ class Indexed(Numbered):
         self.count = len(self._numbers)
 
     def order(self, shuffle: int | None) -> Callable[[int], Document | Unreadable | Tokenized]:
-        numbers = self._shuffled(shuffle)
+        numbers = self._shuffled(shuffle).numpy()  # an element of which costs a fiftieth of a tensor's
         return lambda place: self._document(int(numbers[place]))
 
     def _shuffled(self, shuffle: int | None) -> torch.Tensor:
@@ -292,9 +292,10 @@ class Joined(Numbered):
 
             return plain
         # Which source a place belongs to is shuffled; each source keeps its own order, and with it its groups.
-        owner = torch.cat([torch.full((source.count,), i) for i, source in enumerate(self._sources)])
-        owner = owner[torch.randperm(len(owner), generator=torch.Generator().manual_seed(shuffle))]
-        places = torch.empty_like(owner)
+        mixed = torch.cat([torch.full((source.count,), i) for i, source in enumerate(self._sources)])
+        mixed = mixed[torch.randperm(len(mixed), generator=torch.Generator().manual_seed(shuffle))]
+        places = torch.empty_like(mixed)
         for i, source in enumerate(self._sources):
-            places[owner == i] = torch.arange(source.count)
-        return lambda place: orders[int(owner[place])](int(places[place]))
+            places[mixed == i] = torch.arange(source.count)
+        owners, ranks = mixed.numpy(), places.numpy()
+        return lambda place: orders[int(owners[place])](int(ranks[place]))

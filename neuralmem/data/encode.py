@@ -86,26 +86,28 @@ class Encode:
         documents = self._read(work)
         found = [self._texts(document) for document in documents]
         encoded = self._encoded([text for texts, _ in found for text in texts])
-        tokens: list[np.ndarray] = []
-        lengths, hashes, parts, faults = [], [], [], []
-        separator = np.array([self.tokenizer.eos_id], dtype=self.kind)
+        kept: list[np.ndarray] = []
+        hashes, parts, faults = [], [], []
         for number, (document, (texts, wrong)) in enumerate(zip(documents, found, strict=True)):
             ids = [some for some in islice(encoded, len(texts)) if len(some)]
             if texts and not ids:
                 wrong = [*wrong, ("empty", document.id)]  # a tokenizer may leave nothing of white space
-            for some in ids:
-                tokens += [some, separator]
-                lengths.append(len(some) + 1)
+            kept += ids
             hashes += [key_hash(getattr(document, "key", "") or document.id)] * len(ids)
             parts.append(len(ids))
             faults += [(number, kind, place) for kind, place in wrong]
-        return Piece(
-            np.concatenate([np.empty(0, self.kind), *tokens]).astype(np.dtype(self.kind).newbyteorder("<"), copy=False),
-            np.array(lengths, dtype=np.int64),
-            np.array(hashes, dtype=np.uint64),
-            np.array(parts, dtype=np.int64),
-            tuple(faults),
-        )
+        lengths = np.array([len(some) + 1 for some in kept], dtype=np.int64)
+        tokens = self._joined(kept, int(lengths.sum()))
+        return Piece(tokens, lengths, np.array(hashes, dtype=np.uint64), np.array(parts, dtype=np.int64), tuple(faults))
+
+    def _joined(self, kept: Sequence[np.ndarray], size: int) -> np.ndarray:
+        """-> Int[size] all tokens, a separator behind each document's."""
+        tokens = np.full(size, self.tokenizer.eos_id, dtype=np.dtype(self.kind).newbyteorder("<"))
+        place = 0
+        for some in kept:
+            tokens[place : place + len(some)] = some
+            place += len(some) + 1
+        return tokens
 
     def _read(self, work: Work) -> Sequence[Document | Unreadable | Tokenized]:
         if not isinstance(work, tuple):
@@ -131,7 +133,7 @@ class Encode:
     def _encoded(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
         """-> Int[N] tokens of every text."""
         for some in _together(texts):
-            yield from (ids.numpy().astype(self.kind) for ids in self.tokenizer.encode_batch(some))
+            yield from (ids.numpy() for ids in self.tokenizer.encode_batch(some))
 
 
 def _has_surrogates(text: str) -> bool:
