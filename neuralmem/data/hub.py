@@ -71,7 +71,7 @@ def open_hub(spec: str, *, side: Side = "all", share: float = 0.0, text_field: s
     dataset = _load(name, options.get("config"), split, streaming, wanted)
     key = partial(_key, name)
     if streaming:
-        return _Stream(spec, dataset, key, field, side, share, int(options.get("buffer", 1000)))
+        return _Stream(spec, _Undivided(dataset), key, field, side, share, int(options.get("buffer", 1000)))
     return Indexed(spec, len(dataset), key, partial(_text, dataset, name, field), side=side, share=share)
 
 
@@ -99,6 +99,21 @@ def _load(name: str, config: str | None, split: str, streaming: bool, options: d
             f"source 'hf:{name}' cannot be loaded: {reason}; without a network set HF_HUB_OFFLINE=1 to fail at once, "
             "and use a local path or 'builtin'"
         ) from None
+
+
+class _Undivided:
+    """The rows of a streamed dataset, all of them in a loader process too.
+
+    Iterated directly there, it yields the part that `datasets` gives to this process, of which a reader would once more
+    take its own: documents would be lost, and with fewer files than processes some would find none.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for rows in self._dataset.iter(batch_size=1):
+            yield {name: column[0] for name, column in rows.items()}
 
 
 class _Stream(Source):

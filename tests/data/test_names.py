@@ -4,17 +4,21 @@ Not tested, for want of a network: that the hub still has them there, and zstand
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader
 
 from neuralmem.data.fingerprint import source_fingerprint
 from neuralmem.data.hub import is_hub, options_of
 from neuralmem.data.names import NAMES
+from neuralmem.data.packing import PackedText
 from neuralmem.data.prepare import main
 from neuralmem.data.sources import Side, Source, open_source
 from neuralmem.errors import UserError
+from neuralmem.tokenizer import ByteTokenizer
 
 pytest.importorskip("datasets")
 
@@ -117,6 +121,16 @@ def test_weights(hub: Path) -> None:
     found = [document.text for document, _ in zip(mixed.read(shuffle=0), range(4096), strict=False)]
     size = sum(len(text) for text in found)
     assert sum(len(text) for text in found if text.startswith("train")) / size == pytest.approx(0.3, abs=0.02)
+
+
+def test_loader_processes_read_every_document_of_a_stream_once(hub: Path) -> None:
+    """Of two files, which `datasets` would divide among the processes once more."""
+    source = open_source("fineweb-edu", side="train", share=0.2)
+    packed = PackedText(source, ByteTokenizer(), length=32, batch_size=1, batches=10**6)
+    found: Counter[int] = Counter()
+    for batch in DataLoader(packed, batch_size=None, num_workers=2):
+        found.update(batch.tokens[batch.mask if batch.mask is not None else slice(None)].flatten().tolist())
+    assert found == Counter(token for text in texts(source) for token in [*text.encode(), 256])
 
 
 def test_prepare(hub: Path) -> None:
