@@ -3,9 +3,9 @@
 Run it again after a crash or Ctrl-C: it goes on where it was, and the result is the same to the byte. Training reads
 the folder as `source: shards:FOLDER` and `tokenizer: FOLDER`, and needs neither the text nor the package `datasets`.
 
-  python -m neuralmem.data.prepare fineweb-edu?config=sample-10BT --tokenizer llama/tokenizer.json --out data/fineweb
-  python -m neuralmem.data.prepare "books/*.txt" more.jsonl --tokenizer bpe:32000 --out data/books --processes 8
-  python -m neuralmem.data.prepare --check data/books
+  python -m neuralmem.data.prepare fineweb-edu?config=sample-10BT --tokenizer llama/tokenizer.json --out prepared/edu
+  python -m neuralmem.data.prepare "books/*.txt" more.jsonl --tokenizer bpe:32000 --out prepared/books --processes 8
+  python -m neuralmem.data.prepare --check prepared/books
 """
 
 import argparse
