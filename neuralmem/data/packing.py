@@ -3,7 +3,8 @@
 What is special: every document begins on a multiple of `align` tokens (the memory's chunk, or the segment of memory as
 context), the places in between are masked, and no target crosses into another document. With `carry` a row goes on
 where the same row of the batch before stopped, so a document of any length can be read with the memory carried along;
-without it every row is read from a fresh memory. A saved position resumes to the token.
+without it every row is read from a fresh memory. A saved position resumes to the token. Documents that cannot be read
+are counted, warned of and left out.
 """
 
 from collections.abc import Iterator
@@ -15,8 +16,10 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from neuralmem.data.batch import NO_LOSS, Batch
+from neuralmem.data.document import Tokenized, Unreadable
+from neuralmem.data.faults import Faults
 from neuralmem.data.readers import ENDLESS, reader
-from neuralmem.data.sources import Source
+from neuralmem.data.sources import Document, Source
 from neuralmem.errors import UserError
 from neuralmem.tokenizer import Tokenizer
 
@@ -84,6 +87,7 @@ class PackedText(IterableDataset[Batch]):
             )
         self.source, self.tokenizer, self.length, self.batch_size = source, tokenizer, length, batch_size
         self.align, self.carry, self.seed, self.batches, self.shard = align, carry, seed, batches, shard
+        source.accept(tokenizer)
         self._next: int | None
         self._cursors: list[_Cursor | None]
         self._resumed: bool
@@ -111,7 +115,8 @@ class PackedText(IterableDataset[Batch]):
     def state_dict(self) -> dict[str, Any]:
         """-> the position after the last batch, small and without text."""
         cursors = [None if cursor is None else [cursor.epoch, cursor.number, cursor.offset] for cursor in self._cursors]
-        return {"epoch": self._epoch, "next": self._next, "yielded": self._yielded, "cursors": cursors}
+        position = {"epoch": self._epoch, "next": self._next, "yielded": self._yielded, "cursors": cursors}
+        return position | {"faults": self.faults.to_dict(), "source": self.source.fingerprint()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a saved position; documents that were being read are read again."""
@@ -120,12 +125,17 @@ class PackedText(IterableDataset[Batch]):
                 f"batch_size or carry has changed: the saved position has {len(state['cursors'])} open documents, "
                 f"this run {len(self._cursors)}; resume with the settings of the saved run"
             )
+        if state.get("source", self.source.fingerprint()) != self.source.fingerprint():
+            raise UserError(f"source {self.source.name!r} has changed since the position to resume from was saved")
+        if "faults" in state:
+            self.faults = Faults.from_dict(state["faults"])
         self._epoch, self._next, self._yielded = state["epoch"], state["next"], state["yielded"]
         self._resumed = True
         self._cursors = [None if saved is None else self._reopen(*saved) for saved in state["cursors"]]
 
     def _rewind(self) -> None:
         self._epoch, self._yielded, self._resumed = 0, 0, False
+        self.faults = Faults()
         self._next = None
         # Without carry, rows follow each other through one document; with it, every row has its own.
         self._cursors = [None] * (self.batch_size if self.carry else 1)
@@ -150,24 +160,42 @@ class PackedText(IterableDataset[Batch]):
         while True:
             self._next = index if self._next is None else self._next
             found = self._next > index
-            for document in self.source.read(self._next, count, shuffle=self._shuffle(self._epoch)):
+            for document in self.source.scan(self._next, count, shuffle=self._shuffle(self._epoch)):
                 number, self._next = self._next, self._next + count
-                tokens = self._tokens(document.text)
+                tokens = self._tokens(document)
+                self._count(document, tokens)
                 if len(tokens) > 1:
                     found = True
                     yield _Cursor(self._epoch, number, tokens)
+            if not found and "corrupt" in self.faults.first:
+                raise UserError(f"source {self.source.name!r} has no text: {self.faults.first['corrupt']}")
             if not found and (self.batches is None or index == 0):  # a pass may leave one of many readers with nothing
                 raise UserError(f"source {self.source.name!r} has no text for reader {index + 1} of {count}")
             if self.batches is not None:
                 return
             self._epoch, self._next = self._epoch + 1, index
 
-    def _tokens(self, text: str) -> Tensor:
-        return torch.tensor([*self.tokenizer.encode(text), self.tokenizer.eos_id])
+    def _tokens(self, document: Document | Unreadable | Tokenized | None) -> Tensor:
+        if isinstance(document, Tokenized):
+            return document.tokens
+        if not isinstance(document, Document):
+            return torch.empty(0, dtype=torch.long)
+        (ids,) = self.tokenizer.encode_batch([document.text])
+        return torch.cat([ids.long(), torch.tensor([self.tokenizer.eos_id])])
+
+    def _count(self, document: Document | Unreadable | Tokenized, tokens: Tensor) -> None:
+        """Keep an account of what is wrong with a document."""
+        self.faults.look()
+        if isinstance(document, Unreadable):
+            self.faults.unreadable(document)
+            self.faults.warn()
+        elif len(tokens) <= 1:
+            self.faults.note("empty", document.id)
+        elif isinstance(document, Document) and document.replaced:
+            self.faults.note("not_utf8", document.id)
 
     def _reopen(self, epoch: int, number: int, offset: int) -> _Cursor:
-        document = next(iter(self.source.read(number, 1, shuffle=self._shuffle(epoch))), None)
-        tokens = self._tokens(document.text if document else "")
+        tokens = self._tokens(next(iter(self.source.scan(number, 1, shuffle=self._shuffle(epoch))), None))
         if offset >= len(tokens):
             raise UserError(f"source {self.source.name!r} has changed since the position to resume from was saved")
         return _Cursor(epoch, number, tokens, offset)

@@ -1,6 +1,9 @@
 """Packing: every token once, in its place, with the right target; exact resume; clear refusals."""
 
+import json
+import warnings
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 
 from neuralmem.data.batch import NO_LOSS, Batch
 from neuralmem.data.packing import PackedText
-from neuralmem.data.sources import Texts
+from neuralmem.data.sources import Texts, open_source
 from neuralmem.errors import UserError
 from neuralmem.tokenizer import ByteTokenizer
 
@@ -138,6 +141,41 @@ def test_shards_divide_the_documents() -> None:
         for batch in packed(batch_size=1, shard=(index, 3)):
             texts += batch.tokens[batch.mask if batch.mask is not None else slice(None)].flatten().tolist()
     assert sorted(texts) == sorted(i for d in TEXTS.read() if d.text for i in [*TOKENIZER.encode(d.text), 256])
+
+
+def test_documents_that_cannot_be_read_are_counted_and_left_out(tmp_path: Path) -> None:
+    rows = [json.dumps({"text": f"text {i}"}) if i % 5 else "no json" for i in range(60)]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*rows, '{"text": ""}']))
+    source = open_source(str(tmp_path / "rows.jsonl"), share=0)
+
+    def make() -> PackedText:
+        return PackedText(source, TOKENIZER, length=32, batch_size=1, align=8, seed=3)
+
+    packed, batches, states = make(), [], []
+    with warnings.catch_warnings(record=True, action="always") as said:
+        for _, batch in zip(range(14), packed, strict=False):
+            batches.append(batch)
+            states.append(packed.state_dict())
+    assert "is not a JSON line" in str(said[0].message)
+    assert [str(one.message).split(" cannot be read")[0] for one in said] == ["1 document(s)", "10 document(s)"]
+    faults = states[-1]["faults"]
+    assert faults["counts"]["corrupt"] > 10
+    assert states[3]["faults"]["documents"] < faults["documents"]
+    again = make()
+    again.load_state_dict(states[5])
+    with warnings.catch_warnings(record=True, action="always") as said:
+        assert all(equal(wanted, batch) for wanted, batch in zip(batches[6:], again, strict=False))
+    assert [str(one.message).split(" cannot be read")[0] for one in said] == ["10 document(s)"]
+    assert again.state_dict()["faults"]["counts"]["corrupt"] >= 10
+
+
+def test_where_no_document_can_be_read_it_ends(tmp_path: Path) -> None:
+    for count in (5, 200):
+        (tmp_path / f"{count}.jsonl").write_text('{"body": "x"}\n' * count)
+        source = open_source(str(tmp_path / f"{count}.jsonl"), share=0)
+        packed = PackedText(source, TOKENIZER, length=32, batch_size=1)
+        with warnings.catch_warnings(action="ignore"), pytest.raises(UserError, match="its fields are body"):
+            next(iter(packed))
 
 
 def test_bad_input() -> None:

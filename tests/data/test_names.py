@@ -1,0 +1,153 @@
+"""Datasets by their short names, read by `datasets` from local folders that are laid out as on the hub.
+
+Not tested, for want of a network: that the hub still has them there, and zstandard, in which SlimPajama is compressed.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils.data import DataLoader
+
+from neuralmem.data.fingerprint import source_fingerprint
+from neuralmem.data.hub import is_hub, options_of
+from neuralmem.data.names import NAMES
+from neuralmem.data.packing import PackedText
+from neuralmem.data.prepare import main
+from neuralmem.data.sources import Side, Source, open_source
+from neuralmem.errors import UserError
+from neuralmem.tokenizer import ByteTokenizer
+
+pytest.importorskip("datasets")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder where names of the hub are folders, which `datasets` then takes."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    def table(file: str, count: int, **columns: Any) -> None:
+        path = tmp_path / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        texts = [f"{path.stem} {i}" for i in range(count)]
+        parquet.write_table(pa.table({"id": texts, "text": texts} | columns), path)
+
+    def lines(file: str, count: int) -> None:
+        path = tmp_path / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = ({"text": f"{path.stem} {i}", "meta": {"redpajama_set_name": "C4"}} for i in range(count))
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    for name in ("fineweb", "fineweb-edu"):
+        home = f"HuggingFaceFW/{name}"
+        table(f"{home}/data/CC-MAIN-2024-10/whole.parquet", 5)
+        table(f"{home}/sample/10BT/000_00000.parquet", 60)
+        table(f"{home}/sample/10BT/001_00000.parquet", 40)
+        table(f"{home}/sample/100BT/hundred.parquet", 7)
+        configs = "".join(
+            f"- config_name: {config}\n  data_files:\n  - split: train\n    path: {path}/*\n"
+            for config, path in (
+                ("default", "data/*"),
+                ("sample-10BT", "sample/10BT"),
+                ("sample-100BT", "sample/100BT"),
+            )
+        )
+        (tmp_path / home / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    for part, count in (("train", 20), ("validation", 3), ("test", 2)):
+        lines(f"cerebras/SlimPajama-627B/{part}/chunk1/example_{part}_0.jsonl", count)
+        table(f"DKYoon/SlimPajama-6B/data/{part}-00000-of-00001.parquet", count)
+        table(f"emozilla/pg19/data/{part}-00000-of-00001.parquet", count, url=["u"] * count)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path
+
+
+def texts(source: Source) -> list[str]:
+    return [document.text for document in source.read()]
+
+
+@pytest.mark.parametrize("streaming", ["", "?streaming=0"])
+@pytest.mark.parametrize("name", ["slimpajama", "slimpajama-6b", "pg19"])
+def test_splits_of_their_own(hub: Path, name: str, streaming: str) -> None:
+    sides: tuple[Side, ...] = ("train", "validation", "all")
+    train, held, every = (texts(open_source(name + streaming, side=side, share=0.1)) for side in sides)
+    assert len(train) == 20
+    assert len(held) == 3
+    assert every == train
+    assert all("train" in text for text in train)
+    assert all("validation" in text for text in held)
+
+
+@pytest.mark.parametrize("streaming", ["", "?streaming=0"])
+@pytest.mark.parametrize("name", ["fineweb", "fineweb-edu"])
+def test_split_by_hash_where_there_is_none(hub: Path, name: str, streaming: str) -> None:
+    train, held = (texts(open_source(name + streaming, side=side, share=0.2)) for side in ("train", "validation"))
+    assert sorted(train + held) == sorted([f"000_00000 {i}" for i in range(60)] + [f"001_00000 {i}" for i in range(40)])
+    assert 8 < len(held) < 35
+
+
+def test_a_stream_and_a_download_are_split_alike(hub: Path) -> None:
+    one, other = (open_source(f"fineweb-edu?streaming={i}", side="validation", share=0.2) for i in (0, 1))
+    assert texts(one) == texts(other)
+
+
+def test_options_win_over_what_a_name_means(hub: Path) -> None:
+    assert texts(open_source("fineweb-edu?config=sample-100BT", share=0)) == [f"hundred {i}" for i in range(7)]
+    assert len(texts(open_source("pg19?split=test", share=0))) == 2
+    assert options_of("pg19?split=test")[1]["split"] == "test"
+    assert source_fingerprint(["pg19"]) != source_fingerprint(["pg19?split=test"])
+    with pytest.raises(UserError, match=r"has option 'confg'; .* did you mean 'config'"):
+        open_source("fineweb-edu?confg=x")
+    with pytest.raises(UserError, match=r"has buffer '0'; it must be a positive number"):
+        open_source("fineweb-edu?buffer=0")
+    with pytest.raises(UserError, match="which is no file or folder; did you mean 'fineweb-edu'"):
+        open_source("finewebedu")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_is_complete(name: str) -> None:
+    assert is_hub(name)
+    dataset, options = options_of(name)
+    assert dataset.count("/") == 1
+    assert {"split", "field", "streaming"} <= options.keys()
+
+
+def test_weights(hub: Path) -> None:
+    mixed = open_source({"fineweb-edu": 0.7, "pg19": 0.3}, side="train", share=0.1)
+    found = [document.text for document, _ in zip(mixed.read(shuffle=0), range(4096), strict=False)]
+    size = sum(len(text) for text in found)
+    assert sum(len(text) for text in found if text.startswith("train")) / size == pytest.approx(0.3, abs=0.02)
+
+
+def test_loader_processes_read_every_document_of_a_stream_once(hub: Path) -> None:
+    """Of two files, which `datasets` would divide among the processes once more."""
+    source = open_source("fineweb-edu", side="train", share=0.2)
+    packed = PackedText(source, ByteTokenizer(), length=32, batch_size=1, batches=10**6)
+    found: Counter[int] = Counter()
+    for batch in DataLoader(packed, batch_size=None, num_workers=2):
+        found.update(batch.tokens[batch.mask if batch.mask is not None else slice(None)].flatten().tolist())
+    assert found == Counter(token for text in texts(source) for token in [*text.encode(), 256])
+
+
+def test_prepare(hub: Path) -> None:
+    """Shards are split as the stream they are from."""
+    assert main(["fineweb-edu", "--out", "shards", "--processes", "1", "--shard-tokens", "300", "--quiet"]) == 0
+    shards = open_source("shards:shards", side="validation", share=0.2)
+    wanted = texts(open_source("fineweb-edu", side="validation", share=0.2))
+    assert [bytes(found.tokens[:-1].tolist()).decode() for found in shards.scan()] == wanted  # type: ignore[union-attr]
+
+
+def test_a_stream_that_breaks_says_where(hub: Path) -> None:
+    source = open_source("fineweb-edu", share=0)
+
+    def broken() -> Any:
+        yield {"text": "one"}
+        raise ConnectionError("the line is dead")
+
+    source._dataset = broken()  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="broke after 1 documents: the line is dead; run again to go on from there"):
+        texts(source)
