@@ -56,7 +56,8 @@ class Checkpoints(Checkpoint):
             raise UserError(f"the run has ended, but its last state, step {trainer.global_step:,}, {problem}; {kept}")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt):
+        # Before training starts there is nothing to save, but a checkpoint that is being loaded to spoil.
+        if isinstance(exception, KeyboardInterrupt) and self.saved >= 0:
             self.save_now(trainer)
 
     def save_now(self, trainer: L.Trainer) -> str | None:

@@ -1,7 +1,8 @@
 """Steps that would spoil a run are left out: a loss or a gradient that is not finite, and if asked for a loss far off.
 
-Special: all devices decide together, before the optimizer moves, so that no weight, no moment of the optimizer and no
-carried memory ever holds a NaN. A step that is left out still counts: the schedule and the data go on.
+Special: all devices decide together, before the optimizer moves, so that no weight and no moment of the optimizer ever
+holds a NaN; carried memory that does begins anew in the next step. A step that is left out still counts: the schedule
+and the data go on.
 """
 
 import math
@@ -12,6 +13,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -51,10 +53,12 @@ class Faults(L.Callback):
         self.losses: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"skipped": self.skipped, "spikes": self.spikes, "recent": list(self.recent)}
+        in_a_row = [self.in_a_row, self.spikes_in_a_row]
+        return {"skipped": self.skipped, "spikes": self.spikes, "in_a_row": in_a_row, "recent": list(self.recent)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped, self.spikes = state_dict["skipped"], state_dict["spikes"]
+        self.in_a_row, self.spikes_in_a_row = state_dict["in_a_row"]
         self.recent.extend(state_dict["recent"])
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -112,8 +116,23 @@ class Faults(L.Callback):
         pl_module.print(f"step {trainer.global_step + 1:,} skipped: {why}")
 
     def _stop(self, trainer: L.Trainer) -> None:
-        step, rank = trainer.global_step, trainer.global_rank
+        self.in_a_row = 0  # whoever goes on from here has all the patience again
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Checkpoints):
+                callback.save_now(trainer)
         folder = Path(trainer.default_root_dir) / FOLDER
+        try:
+            self._keep_batch(folder, trainer.global_step, trainer.global_rank)
+            kept = f"the last batch is in {folder}"
+        except (OSError, SafetensorError) as error:
+            kept = f"the last batch was not kept: {' '.join(str(error).split())}"
+        raise UserError(
+            f"stopped at step {trainer.global_step:,}: {self.reason}, {self.patience} steps in a row; the weights are "
+            f"those before, {kept}; lower optimizer.lr, or go on with the checkpoint"
+        )
+
+    def _keep_batch(self, folder: Path, step: int, rank: int) -> None:
+        """Write this device's batches of the step."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             f"{i}.{name}": x.cpu().contiguous()
@@ -124,13 +143,6 @@ class Faults(L.Callback):
         loss = float(torch.stack(self.losses).sum())
         about = {"step": str(step), "rank": str(rank), "loss": str(loss), "reason": self.reason}
         save_file(tensors, folder / f"step={step}-rank={rank}.safetensors", metadata=about)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Checkpoints):
-                callback.save_now(trainer)
-        raise UserError(
-            f"stopped at step {step:,}: {self.reason}, {self.patience} steps in a row; the weights are those before, "
-            f"the last batch is in {folder}; lower optimizer.lr, or go on with the checkpoint"
-        )
 
 
 def gradients_finite(module: torch.nn.Module) -> Tensor:

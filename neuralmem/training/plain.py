@@ -39,7 +39,7 @@ def unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     """The value that `pack` was given.
 
     Raises:
-        UserError: the tree names a tensor that is not there.
+        UserError: the tree names a tensor or a dtype that is not there.
     """
     if isinstance(tree, list):
         return [unpack(x, tensors) for x in tree]
@@ -57,7 +57,10 @@ def unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == ITEMS:
         return {key: unpack(x, tensors) for key, x in inner}
     if kind == DTYPE:
-        return getattr(torch, inner)
+        dtype = getattr(torch, inner, None)
+        if not isinstance(dtype, torch.dtype):
+            raise UserError(f"{inner!r} is no dtype")
+        return dtype
     return {key: unpack(x, tensors) for key, x in tree.items()}
 
 

@@ -11,11 +11,19 @@ from neuralmem.training.logs import FILE, read_metrics
 
 
 class LossPlot(L.Callback):
-    """Draw `loss.png` into the run's folder at the end."""
+    """Draw `loss.png` into the run's folder at the end, however it ends."""
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._draw(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if trainer.global_step:
+            self._draw(trainer)
+
+    def _draw(self, trainer: L.Trainer) -> None:
         table = Path(trainer.default_root_dir) / FILE
-        if not trainer.is_global_zero or stage != "fit":
+        if not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
             logger.save()

@@ -13,9 +13,11 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from neuralmem.durable import reason, write_text
 from neuralmem.errors import UserError
 from neuralmem.generation.scheduled import Probe
 from neuralmem.training.meter import Meter
+from neuralmem.training.sharding import gathered
 
 FILE = "probes.jsonl"
 
@@ -61,10 +63,12 @@ class Probes(L.Callback):
         tokenizer = getattr(trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
         was = module.training
         module.eval()
+        gathered(module.model, True)  # a state is made of whole weights
         try:
             for probe in self.run:
                 self._ask(probe, tokenizer, trainer, module)
         finally:
+            gathered(module.model, False)
             module.train(was)
             for meter in meters:
                 meter.go_on()
@@ -87,8 +91,11 @@ class Probes(L.Callback):
         if trainer.is_global_zero:
             line = {"step": trainer.global_step, "probe": probe.name, "seconds": round(seconds, 3)}
             line |= {"values": reading.values, "axes": reading.axes, "curves": reading.curves}
-            with (Path(trainer.default_root_dir) / FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            try:
+                with (Path(trainer.default_root_dir) / FILE).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                module.print(f"warning: {FILE} was not written: {reason(error)}")
 
 
 def _keep_until(step: int, path: Path) -> None:
@@ -96,7 +103,7 @@ def _keep_until(step: int, path: Path) -> None:
     if not path.exists():
         return
     kept = [line for line in read_probes(path) if line["step"] <= step] if step else []
-    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def read_probes(path: Path) -> list[dict[str, Any]]:

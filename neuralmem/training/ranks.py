@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as L
 import numpy as np
 import torch
+from torch.utils._pytree import tree_map_only
 
 from neuralmem.errors import UserError
 from neuralmem.training.meter import Meter
@@ -20,6 +21,8 @@ def gather(trainer: L.Trainer, mine: Any) -> list[Any]:
     """Every rank's value, on every rank."""
     everyone = [mine] * trainer.world_size
     if trainer.world_size > 1:
+        # From the CPU: tensors of a GPU would arrive on that rank's, and all of them on every one.
+        mine = tree_map_only(torch.Tensor, lambda x: x.cpu(), mine)
         torch.distributed.all_gather_object(everyone, mine)
     return everyone
 

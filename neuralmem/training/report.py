@@ -50,17 +50,17 @@ class Report(L.Callback):
 
     def __init__(self, at_end: bool = True) -> None:
         self.at_end = at_end
-        self.began = 0.0  # seconds since 1970
+        self.began, self.first = 0.0, 0  # when and at which step; seconds since 1970
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.began = time.time()
+        self.began, self.first = time.time(), trainer.global_step
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
             self._write(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt):
+        if trainer.global_step > self.first:  # by a signal, a loss that is not finite, a full disk: all worth a look
             self._write(trainer, pl_module)
 
     def _write(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -71,11 +71,10 @@ class Report(L.Callback):
             return
         meters = [callback for callback in trainer.callbacks if isinstance(callback, Meter)]  # type: ignore[attr-defined]
         peak = meters[0].use.peak if meters and meters[0].use else None
-        machine.write(folder, machine.describe(peak, trainer.world_size, self.began))
-        if not self.at_end:
-            return
         try:
-            write_report(folder)
+            machine.write(folder, machine.describe(peak, trainer.world_size, self.began))
+            if self.at_end:
+                write_report(folder)
         except Exception as error:  # a picture is not worth a run
             module.print(f"warning: no report of {folder}: {' '.join(str(error).split())}")
 

@@ -116,6 +116,24 @@ def test_so_many_in_a_row_stop_the_run_and_keep_the_batch(
     assert read_metrics(tmp_path / "metrics.csv")[-1]["skipped_steps"] == 4
 
 
+def test_a_batch_that_cannot_be_kept_costs_neither_the_checkpoint_nor_the_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "faults").write_text("in the way")
+    assert train(monkeypatch, tmp_path, {2: break_loss}, "--faults.patience", "1") == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: stopped at step 3: the loss is not finite, 1 steps in a row")
+    assert "the last batch was not kept" in last
+    assert (tmp_path / "checkpoints" / "step=3" / "manifest.json").is_file()
+
+
+def test_what_stands_in_a_row_goes_into_the_checkpoint() -> None:
+    one, other = Faults(), Faults()
+    one.in_a_row, one.spikes_in_a_row = 2, 3
+    other.load_state_dict(one.state_dict())
+    assert (other.in_a_row, other.spikes_in_a_row) == (2, 3)
+
+
 def spike(module: LanguageModel, outputs: dict[str, torch.Tensor]) -> None:
     outputs["loss"] = outputs["loss"] * 3
 

@@ -1,5 +1,6 @@
 """A run that is cut and goes on is, to the bit, the run that was not: weights, losses and the next checkpoint."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from neuralmem.training.checkpoints import Checkpoints
 from neuralmem.training.cli import main
 from neuralmem.training.folder_io import read_checkpoint
 from neuralmem.training.logs import read_metrics
@@ -106,6 +108,23 @@ def test_a_run_cut_anywhere_is_the_uninterrupted_one(
     assert (half / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     last = f"checkpoints/step={int(losses(whole)[-1][0])}"
     same(half / last, whole / last)
+
+
+def test_an_interrupt_before_training_goes_on_leaves_the_checkpoint_alone(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl+C while data open: the step is known by then, the place in the data is not."""
+    run = train("transformer", "a", "--trainer.max_steps", "2")
+    before = (run / "checkpoints" / "step=2" / "manifest.json").read_bytes()
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "on_train_start", interrupt)
+    options = ["--config", str(run / "config.yaml"), "--resume", "auto", "--trainer.max_steps", "4"]
+    with contextlib.suppress(SystemExit):
+        assert main(options) == 130
+    assert (run / "checkpoints" / "step=2" / "manifest.json").read_bytes() == before
 
 
 def test_another_number_of_readers_is_refused(train: Train, capsys: pytest.CaptureFixture) -> None:

@@ -79,3 +79,5 @@ def test_a_tensor_that_is_missing_is_named() -> None:
     tree, _ = pack({"a": torch.ones(1)})
     with pytest.raises(UserError, match="tensor 'a' is missing"):
         unpack(tree, {})
+    with pytest.raises(UserError, match="'load' is no dtype"):
+        unpack({"$dtype": "load"}, {})

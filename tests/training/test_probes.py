@@ -72,7 +72,7 @@ def test_a_probe_that_fails_is_a_line_of_warning(
 
 def test_a_resumed_run_goes_on_in_the_file(train: Train, noisy: Callable[[bool], list[str]]) -> None:
     run = train("transformer", "a", *noisy(False))
-    train("transformer", "a", *noisy(False), "--ckpt_path", str(run / "checkpoints" / "step=5.ckpt"))
+    train("transformer", "a", *noisy(False), "--ckpt_path", str(run / "checkpoints" / "step=5"))
     assert [line["step"] for line in read_probes(run / "probes.jsonl")] == [4, 8, 10]
     train("transformer", "a")
     assert read_probes(run / "probes.jsonl") == []

@@ -1,6 +1,8 @@
 """The report of a run: what stands in it, that nothing outside is needed, and that it never costs the run."""
 
+import os
 import re
+import signal
 from base64 import b64decode
 from collections.abc import Callable
 from pathlib import Path
@@ -74,12 +76,13 @@ def test_an_interrupted_run_has_one(train: Train, monkeypatch: pytest.MonkeyPatc
 
     def interrupt(self: Checkpoints, trainer: object, *args: object) -> None:
         if trainer.global_step == 4:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Checkpoints, "on_train_batch_end", interrupt)
     with pytest.raises(SystemExit):
         train("lmm", "a", "--report.at_end", "true")
     assert "4 steps" in Path("a/report.html").read_text()
+    assert Path("a/loss.png").exists()
 
 
 def test_a_report_that_fails_does_not_fail_the_run(
