@@ -42,7 +42,14 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.saved = self.tried = trainer.global_step
-        self.replaced = [path for step, path in found(_folder(trainer)) if step > self.saved]
+        later = {step: path for step, path in found(_folder(trainer)) if step > self.saved}
+        self.replaced = list(later.values())
+        if later and trainer.is_global_zero:
+            _say(
+                trainer,
+                f"warning: {_folder(trainer)} has checkpoints up to step {max(later):,}, which the first of this run "
+                "will replace; --resume auto goes on from them",
+            )
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         step = trainer.global_step

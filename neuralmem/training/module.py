@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from neuralmem import probe
 from neuralmem.config import ModelConfig
 from neuralmem.data.batch import NO_LOSS, Batch, exact_answers
+from neuralmem.errors import UserError
 from neuralmem.memory._memory import Memory
 from neuralmem.models.causal_lm import CausalLM, build_model
 from neuralmem.models.ttt_e2e import EndToEnd
@@ -25,6 +26,8 @@ from neuralmem.training.loss import token_loss
 from neuralmem.training.optim import OptimizerConfig, learning_rate, make_optimizer
 from neuralmem.training.ranks import gather, own
 from neuralmem.training.sharding import gathered, shard
+
+SPREAD = ("adamw", "muon")  # optimizers that work on parts of a matrix, or gather them
 
 
 class LanguageModel(L.LightningModule):
@@ -96,6 +99,11 @@ class LanguageModel(L.LightningModule):
         """The optimizer, and the schedule over the steps or the time that the trainer was given."""
         # A fused step would unscale gradients on its own, so under any mixed precision Lightning refuses to clip them.
         fused = "mixed" not in str(self.trainer.precision)
+        if self.device_mesh is not None and self.optimizer_config.name not in SPREAD:
+            raise UserError(
+                f"optimizer.name is {self.optimizer_config.name!r}; with trainer.strategy fsdp2 it must be one of "
+                f"{', '.join(SPREAD)}: the others work on whole matrices"
+            )
         optimizer = make_optimizer(self.model, self.optimizer_config, fused=fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate(self.optimizer_config, self.progress))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
