@@ -2,7 +2,8 @@
 
 Special: sums stay on the device and are read once per line; memory health comes from `neuralmem.probe` in the one
 training step that ends an interval. A step is not free of synchronisation for that: the model reads how many targets
-there are, and `Mastery` reads the answers of every batch of a curriculum, because its decision must not come late.
+there are, `Mastery` reads the answers of every batch of a curriculum, because its decision must not come late, and
+`Faults` and `Signals` ask all devices once per step whether to skip it and whether to stop.
 """
 
 import math
