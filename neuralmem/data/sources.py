@@ -3,7 +3,7 @@
 builtin                          prose of the Python standard library, always there
 stdlib                           its sources
 path, folder or glob             text, jsonl and parquet files
-fineweb-edu, slimpajama, pg19    datasets of the Hugging Face hub (data/names.py has all names, data/hub.py their options)
+fineweb-edu, slimpajama, pg19    datasets of the Hugging Face hub (all names in data/names.py, options in hub.py)
 hf:owner/name?split=train        any other
 shards:FOLDER                    tokens that `python -m neuralmem.data.prepare` made of any of these
 """

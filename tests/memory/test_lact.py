@@ -159,7 +159,8 @@ def test_what_is_observed() -> None:
     with recording(module) as record, torch.no_grad():
         module(x)
     seen = record.means()
-    assert set(seen) == {f"/{name}" for name in ("write", "theta", "eta", "surprise", "state_norm")}
+    saturated = ("theta_saturated", "eta_saturated")
+    assert set(seen) == {f"/{name}" for name in ("write", "theta", "eta", "surprise", "state_norm", *saturated)}
     assert seen["/theta"] == pytest.approx(1.6 / 4 * seen["/write"], rel=1e-5)
     assert 0 < seen["/surprise"] < 2
 

@@ -23,6 +23,7 @@ import torch
 
 import neuralmem as nm
 from neuralmem.errors import UserError
+from neuralmem.models import weights
 from neuralmem.training import folder_io
 from neuralmem.training.checkpoints import Checkpoints
 from neuralmem.training.folder_io import FolderIO, read_checkpoint
@@ -49,8 +50,8 @@ class Run:
         self.names = {f"model.{name}": x.shape for name, x in nm.build_model(MODEL).state_dict().items()}
 
     def save(self, number: int) -> None:
-        weights = {name: torch.full(shape, float(number)) for name, shape in self.names.items()}
-        state = {"state_dict": weights, "global_step": number, "optimizer_states": [torch.full((1000,), float(number))]}
+        tensors = {name: torch.full(shape, float(number)) for name, shape in self.names.items()}
+        state = {"state_dict": tensors, "global_step": number, "optimizer_states": [torch.full((1000,), float(number))]}
         path = self.checkpoints / f"step={number}"
         self.io.save_checkpoint(state, path)
         trainer: Any = SimpleNamespace(default_root_dir=str(self.folder), progress_bar_callback=None)
@@ -99,7 +100,9 @@ def trial(run: Run, first: int, seconds: float, point: int | None) -> int:
     else:
         select.select([reader], [], [], 60)  # one generation was saved before the point, or the pipe has closed
         os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    _, status = os.waitpid(child, 0)
+    if not os.WIFSIGNALED(status):
+        raise RuntimeError("a child ended by itself: see its traceback")
     reports = b"".join(iter(lambda: os.read(reader, 1 << 16), b""))
     os.close(reader)
     return int.from_bytes(reports[-8:], "big") if reports else 0
@@ -120,7 +123,7 @@ def die_at(point: int) -> None:
     for name in ("fsync", "replace", "rename", "mkdir", "rmdir", "unlink"):
         setattr(os, name, deadly(getattr(os, name)))
     Path.write_text = deadly(Path.write_text)  # type: ignore[method-assign]
-    for module in (safetensors.torch, folder_io, sys.modules["neuralmem.models.checkpoint"]):
+    for module in (safetensors.torch, folder_io, weights):
         module.save_file = deadly(module.save_file)  # type: ignore[attr-defined]
 
 
