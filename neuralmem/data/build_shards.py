@@ -7,7 +7,6 @@ the others are made again. Workers read and tokenise; this process puts their wo
 
 import errno
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from neuralmem.data.shard_files import (
     write_json,
 )
 from neuralmem.errors import UserError
+from neuralmem.lock import try_alone
 from neuralmem.tokenizer import Tokenizer
 
 _HOPELESS = 100  # documents: if none of the first can be read, the settings are wrong
@@ -148,17 +148,11 @@ def _write(
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep another process from writing to the folder; the operating system lets go of it if this one is killed."""
-    import fcntl  # not on every system, and `Settings` is of use on all of them
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    """Keep another process from writing to the folder."""
+    with try_alone(folder) as mine:
+        if mine is False:
+            raise UserError(f"{folder} is being written by another process; wait for it, or use another folder")
         yield
-    except BlockingIOError:
-        raise UserError(f"{folder} is being written by another process; wait for it, or use another folder") from None
-    finally:
-        os.close(handle)
 
 
 def _begin(folder: Path, plan: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import re
-import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from neuralmem.training.folder_io import code_version
 from neuralmem.training.peak import Peak
 
 FILE = "machine.json"
@@ -38,7 +38,7 @@ def describe(peak: Peak | None, devices: int, began: float) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "Python": platform.python_version(),
         **{name: found for name in PACKAGES if (found := _version(name))},
-        "commit": _commit(),
+        "commit": code_version().get("commit", ""),
         "began": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(began)),
         "ended": time.strftime("%Y-%m-%d %H:%M:%S"),
         "seconds": round(time.time() - began, 1),
@@ -68,14 +68,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _commit() -> str:
-    """Of the code's own repository; empty where it is installed without one."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty=+changes", "--exclude", "*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
