@@ -20,7 +20,7 @@ MOST_NAMED = 8  # layers that a legend names; with more a scale says how deep th
 SATURATED = "share below 1% or above 99%"
 HEALTH = {
     "state_norm": ("State norm", "norm of a head's weights"),
-    "surprise": ("Surprise", "what writing lowers, mean over tokens"),
+    "surprise": ("Surprise", "what writing lowers, mean"),
     "theta": ("Theta, inner learning rate", "mean over tokens"),
     "eta": ("Eta, surprise decay", "mean over tokens"),
     "alpha": ("Alpha, forget fraction", "mean over tokens"),
