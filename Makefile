@@ -59,7 +59,7 @@ demo-baseline: $(READY) $(NATIVE) ## the same with a sliding-window Transformer 
 	$(RUN) train.py --config configs/quickstart_baseline.yaml
 	$(RUN) eval.py niah --checkpoint runs/quickstart_baseline
 
-test: $(READY) $(NATIVE) ## run the tests (about ten minutes on two cores)
+test: $(READY) $(NATIVE) ## run the tests (about thirteen minutes on two cores)
 	$(PYTEST) -n $(JOBS) --dist worksteal
 
 soak: $(READY) $(NATIVE) ## run the long tests
