@@ -7,6 +7,7 @@ Run: NEURALMEM_BACKEND=chunked python benchmarks/training_step.py --stage first 
 
 import argparse
 import json
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -16,7 +17,7 @@ from typing import Any
 import lightning.pytorch as L
 import yaml
 
-from neuralmem.training.command_line import CommandLine, quiet_lightning
+from neuralmem.training.command_line import build, fit, quiet_lightning
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 
@@ -42,10 +43,11 @@ def main() -> None:
     if options.stage == "last":
         last = yaml.safe_load(CONFIG.read_text())["data"]["init_args"]["stages"][-1]
         arguments += ["--data.stages", json.dumps([last])]
-    cli = CommandLine([*arguments, "--trainer.enable_progress_bar", "false"])
     clock = Clock()
-    cli.trainer.callbacks.append(clock)
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    with ExitStack() as held:
+        cli = build([*arguments, "--trainer.enable_progress_bar", "false"], held)
+        cli.trainer.callbacks.append(clock)
+        fit(cli)
     steps = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(clock.ends)]
     print(json.dumps({kind: median(x) for kind, x in zip(("cpu", "wall"), zip(*steps, strict=True), strict=True)}))
 

@@ -23,9 +23,9 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, script: str = "op.py") -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "benchmarks" / "op.py"), *arguments]
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
 
 
@@ -170,3 +170,10 @@ def test_a_quick_run(tmp_path: Path) -> None:
     assert {row["position"] for row in rows if row["section"] == "decode"} == {32, 64}
     assert all(row["of_gemm"] > 0 for row in rows if row["section"] == "op")
     assert "| chunked |" in done.stdout
+
+
+def test_a_training_step_is_timed(tmp_path: Path) -> None:
+    done = run("--stage", "first", "--steps", "3", "--run", str(tmp_path / "run"), script="training_step.py")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert set(found) == {"cpu", "wall"} and min(found.values()) > 0

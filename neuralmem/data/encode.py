@@ -97,17 +97,15 @@ class Encode:
             parts.append(len(ids))
             faults += [(number, kind, place) for kind, place in wrong]
         lengths = np.array([len(some) + 1 for some in kept], dtype=np.int64)
-        tokens = self._joined(kept, int(lengths.sum()))
+        tokens = self._joined(kept)
         return Piece(tokens, lengths, np.array(hashes, dtype=np.uint64), np.array(parts, dtype=np.int64), tuple(faults))
 
-    def _joined(self, kept: Sequence[np.ndarray], size: int) -> np.ndarray:
-        """-> Int[size] all tokens, a separator behind each document's."""
-        tokens = np.full(size, self.tokenizer.eos_id, dtype=np.dtype(self.kind).newbyteorder("<"))
-        place = 0
-        for some in kept:
-            tokens[place : place + len(some)] = some
-            place += len(some) + 1
-        return tokens
+    def _joined(self, kept: Sequence[np.ndarray]) -> np.ndarray:
+        """-> Int[N] all tokens, a separator behind each document's."""
+        kind = np.dtype(self.kind).newbyteorder("<")
+        end = np.array([self.tokenizer.eos_id], dtype=kind)
+        parts = [part for some in kept for part in (some, end)]
+        return np.concatenate(parts, dtype=kind, casting="unsafe") if parts else end[:0]
 
     def _read(self, work: Work) -> Sequence[Document | Unreadable | Tokenized]:
         if not isinstance(work, tuple):

@@ -178,7 +178,7 @@ def _line_starts(path: Path) -> Iterator[int]:
     start, place, found = 0, 0, False
     with path.open("rb") as stream:
         while piece := stream.readline(1 << 20):  # a line may be longer than memory
-            if not found and piece.strip():
+            if not found and not piece.isspace():
                 found = True
                 yield start
             place += len(piece)
