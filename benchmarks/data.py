@@ -8,7 +8,8 @@ bytes     `build_shards` with the byte tokenizer, from text and jsonl files
 Predicted before the first run: the quickstart's loader 15 times what it takes, packed bytes 200, shards 300, BPE on the
 fly 20; prepare 93% of encode_batch_fast; two processes 1.9 times one; bytes 400 MB/s to encode, 150 from text files
 to shards, 110 from jsonl.
-What came out, on two processors with ten other processes: 27 to 55, 616, 551 and 23 times; 95%; 1.84; 954, 108 and 76.
+What came out, in four runs on two processors with nothing beside: 28 to 76 times, 730 to 1,000, 580 to 830 and 29 to
+37; 89 to 102%; 1.7 to 2.6 by the clock; 780 to 1,150, 133 to 162 and 92 to 105. The machine itself varies as much.
 
 CPU seconds decide, of rounds in which the contenders take turns, because others may use the machine too; `load` in the
 result is how many processes wanted to run meanwhile. Clock times stand beside them.

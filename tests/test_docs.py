@@ -108,8 +108,8 @@ def test_make_targets_exist(document: Path) -> None:
 @documents
 def test_evaluation_commands_parse(document: Path) -> None:
     for piece in code(document.read_text()):
-        for arguments in re.findall(r"^python eval\.py niah (.+)$", piece, re.MULTILINE):
-            parse(arguments.split())
+        for command, arguments in re.findall(r"^python eval\.py ([\w-]+) (.+)$", piece, re.MULTILINE):
+            parse(command, arguments.split())
 
 
 @documents

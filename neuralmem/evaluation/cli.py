@@ -1,42 +1,31 @@
 """The command line of eval.py: options in, one line per error, exit code 2 for what the user can put right.
 
-Special: options are not guessed from their beginnings; a misspelt one is refused with the nearest. What evaluation
-needs beside the package itself is imported once there is something to evaluate.
+Special: a command is a file of commands/, found by its name, so there is no list to maintain. Options are not guessed
+from their beginnings; a misspelt one is refused with the nearest.
 """
 
 import argparse
+import ast
+import importlib
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from neuralmem.errors import UserError, nearest
-from neuralmem.evaluation.haystack import NAMES
 
+FOLDER = Path(__file__).parent / "commands"
 HELP = """Evaluate a checkpoint.
 
-  niah    needles in a haystack: what is found, how far back, and whether the memory found it
+{commands}
 
 example
   python eval.py niah --checkpoint runs/quickstart
 
-python eval.py niah --help shows its options.
+python eval.py COMMAND --help shows its options.
 """
-NIAH = """Needles in a haystack. Prints a table; writes rows.jsonl, table.csv and a heat map per task to --out.
-
-tasks
-  recall           small models: facts in text, as in training ("@word 123"), one of them is asked for; exact match
-  s-niah-pk        a number in repeated noise              (RULER niah_single_1)
-  s-niah-n         a number in text                        (RULER niah_single_2)
-  s-niah-w         a uuid in text                          (RULER niah_single_3)
-  s-niah-w-words   words in text"""
-EXAMPLES = """examples
-  python eval.py niah --checkpoint runs/quickstart
-  python eval.py niah --checkpoint runs/mac_170m --tasks s-niah-pk,s-niah-n,s-niah-w --lengths 2k,4k,8k,16k \\
-      --protocol ruler2024 --samples 500 --haystack file:essays.txt
-
-A run that was stopped goes on where it was when the same command is given again.
-"""
+AGAIN = "A run that was stopped goes on where it was when the same command is given again.\n"
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,6 +35,18 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message.replace("argument ", "", 1))
 
 
+def commands() -> dict[str, str]:
+    """Names and first lines of what can be evaluated; nothing of it is imported.
+
+    Example:
+        >>> commands()["niah"][:22]
+        'Needles in a haystack:'
+    """
+    files = sorted(path for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+    texts = {path.stem.replace("_", "-"): ast.get_docstring(ast.parse(path.read_text("utf-8"))) for path in files}
+    return {name: (text or "").partition("\n")[0] for name, text in texts.items()}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate what the command line asks for.
 
@@ -53,21 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the options; None takes those the program was started with
 
     Returns:
-        The exit code: 0, 2 for a user's error, 130 when stopped from the keyboard.
+        The exit code: 0, 1 where a check has failed, 2 for a user's error, 130 when stopped from the keyboard.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     try:
         if not given or given[0] in ("-h", "--help"):
-            print(HELP)
+            known = commands()
+            width = max(map(len, known)) + 2
+            print(HELP.format(commands="\n".join(f"  {name:{width}}{text}" for name, text in known.items())))
             return 0
-        if given[0] != "niah":
-            raise UserError(f"{given[0]!r} is not an evaluation; it must be niah{nearest(given[0], ['niah'])}")
-        options = parse(given[1:])
-        from neuralmem.evaluation.command import evaluate
-
-        evaluate(options)
+        return find(given[0]).run(parse(given[0], given[1:])) or 0
     except UserError as error:
         if debug:
             traceback.print_exc()
@@ -76,62 +74,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the rows so far are kept, the same command goes on from here", file=sys.stderr)
         return 130
-    return 0
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of `eval.py niah`.
+def find(name: str) -> Any:
+    """The module of a command: `add_options(parser)`, `check(options)`, and `run(options)` -> exit code or None.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in commands():
+        known = list(commands())
+        raise UserError(f"{name!r} is not an evaluation; it must be one of {', '.join(known)}{nearest(name, known)}")
+    return importlib.import_module(f"neuralmem.evaluation.commands.{name.replace('-', '_')}")
+
+
+def parse(command: str, arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command.
 
     Raises:
         UserError: an option that does not exist, with the nearest, or a value of the wrong type.
     """
-    parser = niah_parser()
-    try:
-        options, unknown = parser.parse_known_args(arguments)
-    except UserError:
-        known = [name for action in parser._actions for name in action.option_strings]
-        _refuse_unknown([a for a in arguments if a.startswith("--")], known)
-        raise
-    known = [name for action in parser._actions for name in action.option_strings]
-    _refuse_unknown(unknown, known)
-    if options.facts < 5:
-        raise UserError(f"--facts is {options.facts}; it must be at least 5, the asked one and 4 others")
-    for name in ("stream_chunk", "batch_size", "max_new_tokens", "threads"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-    return options
-
-
-def niah_parser() -> Parser:
-    """All options, with their defaults and meanings."""
+    module = find(command)
     parser = Parser(
-        prog="eval.py niah",
-        description=NIAH,
-        epilog=EXAMPLES,
+        prog=f"eval.py {command}",
+        description=module.__doc__,
+        epilog=f"{getattr(module, 'EXAMPLES', '')}\n{AGAIN}",
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
-    add("--checkpoint", required=True, metavar="RUN", help="folder of a saved model")
-    add("--tasks", default="recall", metavar="LIST", help="separated by commas (recall)")
-    add("--lengths", metavar="LIST", help="tokens: 4096, 4k, 1m, or 16x the training length (1x,16x,64x)")
-    add("--samples", metavar="LIST", help="per task and haystack: one number, or one per length (250,250,65)")
-    add("--depths", metavar="LIST", help="percents, or random (0,25,50,75,100; random for RULER's protocols)")
-    add("--ablate", metavar="LIST", help="controls, of none,frozen,off,reset (all where there is a memory)")
-    add("--protocol", default="exact", metavar="NAME", help="length rule: exact, ruler2024, ruler2025, lm-eval (exact)")
-    add("--haystack", default="", metavar="LIST", help=f"{', '.join(NAMES)} (as trained on; noise for s-niah-pk)")
-    add("--seed", type=int, default=42, metavar="N", help="same seed, same prompts (42)")
-    add("--facts", type=int, default=6, metavar="N", help="facts in a prompt of the recall task, 5 at least (6)")
-    add("--max-new-tokens", type=int, metavar="N", help="length of the answer (128; recall: as long as its values)")
-    add("--out", metavar="DIR", help="where results go (RUN/niah)")
-    add("--stream-chunk", type=int, metavar="N", help="tokens read per call, at most (512; 4096 on a GPU)")
-    add("--batch-size", type=int, default=16, metavar="N", help="prompts read together (16)")
-    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, ... (auto)")
-    add("--dtype", default="float32", choices=["float32", "bfloat16", "float64"], help="of the weights (float32)")
-    add("--threads", type=int, metavar="N", help="CPU threads (as torch does)")
-    add("--debug", action="store_true", help="show where an error comes from")
-    return parser
+    module.add_options(parser)
+    known = [name for action in parser._actions for name in action.option_strings]
+    try:
+        options, unknown = parser.parse_known_args(arguments)
+    except UserError:
+        _refuse_unknown([a for a in arguments if a.startswith("--")], known)
+        raise
+    _refuse_unknown(unknown, known)
+    module.check(options)
+    return options
 
 
 def _refuse_unknown(given: Sequence[str], known: Sequence[str]) -> None:

@@ -6,7 +6,6 @@ and compared.
 Source: evaluation.md section 10; the fields are exactly those.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralmem.errors import UserError
+from neuralmem.evaluation.journal import append_lines, read_lines
 from neuralmem.evaluation.reader import Answer
 from neuralmem.evaluation.sample import Sample
 from neuralmem.evaluation.scoring import official, rank_of_first, strict
@@ -120,8 +120,7 @@ def make_row(sample: Sample, prompt_sha256: str, answer: Answer, subject: Subjec
 
 def append(path: Path, rows: list[Row]) -> None:
     """Append rows as lines, in one write."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    append_lines(path, [asdict(row) for row in rows])
 
 
 def read(path: Path) -> Iterator[Row]:
@@ -130,19 +129,8 @@ def read(path: Path) -> Iterator[Row]:
     Raises:
         UserError: a line that is not a row.
     """
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        with path.open("rb+") as file:
-            file.truncate(whole)
     names = {field.name for field in fields(Row)}
-    for number, line in enumerate(data[:whole].splitlines(), 1):
-        try:
-            values = json.loads(line)
-            if set(values) != names:
-                raise ValueError("other fields")
-        except ValueError:
-            raise UserError(f"--out has {path}, whose line {number} is not a result row; give another folder") from None
+    for number, values in enumerate(read_lines(path), 1):
+        if set(values) != names:
+            raise UserError(f"--out has {path}, whose line {number} is not a result row; give another folder")
         yield Row(**values | {"needle_span": tuple(values["needle_span"])})

@@ -1,0 +1,151 @@
+"""Needles in a haystack: what is found, how far back, and whether the memory found it.
+
+Prints a table; writes rows.jsonl, table.csv and a heat map per task to --out.
+
+tasks
+  recall           small models: facts in text, as in training ("@word 123"), one of them is asked for; exact match
+  s-niah-pk        a number in repeated noise              (RULER niah_single_1)
+  s-niah-n         a number in text                        (RULER niah_single_2)
+  s-niah-w         a uuid in text                          (RULER niah_single_3)
+  s-niah-w-words   words in text
+"""
+
+import argparse
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from neuralmem.errors import UserError
+from neuralmem.evaluation.haystack import NAMES
+from neuralmem.evaluation.heatmap import write_heatmaps
+from neuralmem.evaluation.lengths import parse_depths, parse_lengths, parse_samples, split_list
+from neuralmem.evaluation.niah import DEPTHS, Settings
+from neuralmem.evaluation.niah import run as run_needles
+from neuralmem.evaluation.opened import add_common_options, check_positive, one_of, open_checkpoint
+from neuralmem.evaluation.prompts import find_task
+from neuralmem.evaluation.protocols import PROTOCOLS
+from neuralmem.evaluation.reader import ABLATIONS, Reader
+from neuralmem.evaluation.recall import TrainingData, read_training_data
+from neuralmem.evaluation.screen import progress_bar, write_whole
+from neuralmem.evaluation.summary import summarise, to_csv
+from neuralmem.evaluation.table import print_table
+
+EXAMPLES = """examples
+  python eval.py niah --checkpoint runs/quickstart
+  python eval.py niah --checkpoint runs/mac_170m --tasks s-niah-pk,s-niah-n,s-niah-w --lengths 2k,4k,8k,16k \\
+      --protocol ruler2024 --samples 500 --haystack file:essays.txt
+"""
+
+# What is asked when the user says nothing, and the only place that says it: `make demo` and the benchmarks rely on it.
+# All controls belong to it (`run`). Without a training length, multiples of it mean nothing.
+LENGTHS, SAMPLES = "1x,16x,64x", "250,250,65"
+LENGTHS_UNKNOWN, SAMPLES_UNKNOWN = "1k,4k,16k", "50"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options beside those of every command, with their defaults and meanings."""
+    add_common_options(parser, "niah")
+    add = parser.add_argument
+    add("--tasks", default="recall", metavar="LIST", help="separated by commas (recall)")
+    add("--lengths", metavar="LIST", help="tokens: 4096, 4k, 1m, or 16x the training length (1x,16x,64x)")
+    add("--samples", metavar="LIST", help="per task and haystack: one number, or one per length (250,250,65)")
+    add("--depths", metavar="LIST", help="percents, or random (0,25,50,75,100; random for RULER's protocols)")
+    add("--ablate", metavar="LIST", help="controls, of none,frozen,off,reset (all where there is a memory)")
+    add("--protocol", default="exact", metavar="NAME", help="length rule: exact, ruler2024, ruler2025, lm-eval (exact)")
+    add("--haystack", default="", metavar="LIST", help=f"{', '.join(NAMES)} (as trained on; noise for s-niah-pk)")
+    add("--facts", type=int, default=6, metavar="N", help="facts in a prompt of the recall task, 5 at least (6)")
+    add("--max-new-tokens", type=int, metavar="N", help="length of the answer (128; recall: as long as its values)")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse values that no checkpoint could make right.
+
+    Raises:
+        UserError: naming the option and what it must be.
+    """
+    if options.facts < 5:
+        raise UserError(f"--facts is {options.facts}; it must be at least 5, the asked one and 4 others")
+    check_positive(options, "stream_chunk", "batch_size", "max_new_tokens", "threads")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Ask, print the table, write the files.
+
+    Raises:
+        UserError: an option that cannot be used, a checkpoint that cannot be loaded.
+    """
+    training = read_training_data(Path(options.checkpoint))
+    settings = make_settings(options, training)
+    opened = open_checkpoint(options, "niah", training)
+    model, out = opened.model, opened.out
+    if options.ablate is None and model.has_memory:
+        settings = replace(settings, ablations=ABLATIONS)
+    refuse_other_answers(out, settings)
+    with progress_bar() as (plan, advance):
+
+        def begin(tokens: int) -> None:
+            write_settings(out, settings)
+            plan(tokens)
+
+        reader = Reader(model, opened.tokenizer, opened.stream_chunk, advance, model.config.attention.segment)
+        rows = run_needles(settings, reader, opened.subject, out, training, begin)
+    print_table(summarise(rows), str(opened.folder))
+    write_whole(out / "table.csv", to_csv(rows, settings.grid))
+    for path in [out / "rows.jsonl", out / "table.csv", *write_heatmaps(rows, settings.grid, out, opened.folder.name)]:
+        print(path)
+
+
+def make_settings(options: argparse.Namespace, training: TrainingData) -> Settings:
+    """Options to settings, each checked."""
+    exact = options.protocol == "exact"
+    depths = options.depths or (",".join(f"{depth:g}" for depth in DEPTHS) if exact else "random")
+    found = parse_depths(depths)
+    known = training.length is not None
+    return Settings(
+        tasks=tuple(find_task(name) for name in split_list(options.tasks, "--tasks")),
+        lengths=tuple(parse_lengths(options.lengths or (LENGTHS if known else LENGTHS_UNKNOWN), training.length)),
+        depths=None if found is None else tuple(found),
+        samples=parse_samples(options.samples or (SAMPLES if known and not options.lengths else SAMPLES_UNKNOWN)),
+        seed=options.seed,
+        protocol=one_of(options.protocol, PROTOCOLS, "--protocol"),
+        haystacks=tuple(split_list(options.haystack, "--haystack")) if options.haystack else (),
+        ablations=tuple(
+            dict.fromkeys(
+                (
+                    "none",
+                    *(one_of(name, ABLATIONS, "--ablate") for name in split_list(options.ablate or "none", "--ablate")),
+                )
+            )
+        ),
+        max_new_tokens=options.max_new_tokens,
+        batch_size=options.batch_size,
+        facts=options.facts,
+    )
+
+
+def refuse_other_answers(out: Path, settings: Settings) -> None:
+    """Rows with answers of another length, or another number of facts, are not gone on with.
+
+    Raises:
+        UserError: the folder holds such rows.
+    """
+    path = out / "settings.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    for name in ("max_new_tokens", "facts"):
+        now = getattr(settings, name)
+        if before.get(name, now) != now:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} is {now}; {out} has results with {before[name]}, give another --out")
+
+
+def write_settings(out: Path, settings: Settings) -> None:
+    """Make the folder and write the settings into it.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / "settings.json", json.dumps(asdict(settings), indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"--out is {str(out)!r}, which cannot be written: {error.strerror}") from None
