@@ -22,6 +22,10 @@ from neuralmem.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = "neuralmem-checkpoint-1"
 REQUIRED = ("config.json",)  # and weights, in one file or several
+# What config.json says beside the fields of a ModelConfig: how Hugging Face libraries find a class for it, and where a
+# text ends (neuralmem/hf).
+MODEL_TYPE, ARCHITECTURE = "neuralmem", "NeuralMemForCausalLM"
+HUB_FIELDS = ("model_type", "architectures", "auto_map", "eos_token_id", "pad_token_id")
 
 
 def save(
@@ -50,15 +54,28 @@ def write_model(
     weights: dict[str, torch.Tensor],
     tokenizer: Tokenizer | None = None,
     data: dict[str, Any] | None = None,
+    hub: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the files of a model into an empty folder, without its manifest; `weights` are those of a state_dict."""
+    """Write the files of a model into an empty folder, without its manifest.
+
+    Args:
+        folder: where to
+        config: of the model
+        weights: those of a state_dict
+        tokenizer: written to tokenizer.json if given
+        data: written to data.json if given
+        hub: more of the `HUB_FIELDS` for config.json
+    """
     kept = {
         name: x.detach().cpu().contiguous()
         for name, x in weights.items()
         if not (config.tie_embeddings and name == "head.weight")
     }
     write_weights(folder, kept)
-    fields = {"format": FORMAT, **config.to_dict()}
+    about = {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE], **(hub or {})}
+    if tokenizer is not None:
+        about |= {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id}
+    fields = {"format": FORMAT, **about, **config.to_dict()}
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
     if tokenizer is not None:
         tokenizer.save(folder)
@@ -141,7 +158,7 @@ def _read_config(file: Path) -> ModelConfig:
         raise UserError(f"{file} is no JSON: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{file} holds a {type(values).__name__}; it must be the fields of a ModelConfig")
-    return ModelConfig.from_dict({name: value for name, value in values.items() if name != "format"})
+    return ModelConfig.from_dict({name: x for name, x in values.items() if name not in ("format", *HUB_FIELDS)})
 
 
 class _Uninitialised(TorchFunctionMode):
