@@ -6,6 +6,7 @@ model's mask, so it is never written to a memory, wherever it stands. The names 
 transformers 5.24.
 """
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from neuralmem.hf.cache import MemoryCache
 from neuralmem.hf.config import NeuralMemConfig
 from neuralmem.models.causal_lm import CausalLM, build_model
 from neuralmem.models.checkpoint import FORMAT, REQUIRED
+from neuralmem.models.weights import FILE as WEIGHTS
 from neuralmem.typing import MemoryMode, Tensor
 
 CACHE = "cache" if "cache" in {f.name for f in fields(CausalLMOutputWithPast)} else "past_key_values"
@@ -76,7 +78,10 @@ class NeuralMemForCausalLM(PreTrainedModel, GenerationMixin):
         """
         wanted = options.pop("output_loading_info", False)
 
-        def read(_: Any = None) -> Any:
+        def read(files: Mapping[str, Path] | None = None) -> Any:
+            if files is not None and WEIGHTS not in files and (folder / WEIGHTS).exists():
+                # neuralmem looks at the manifest, transformers at this file first.
+                raise UserError(f"{folder / WEIGHTS} is left from an older checkpoint; remove it")
             loaded = super(NeuralMemForCausalLM, cls).from_pretrained(
                 pretrained_model_name_or_path, *args, output_loading_info=True, **options
             )

@@ -134,6 +134,19 @@ def test_an_interrupted_save_is_not_mixed_with_the_old_one(run: Path) -> None:
         AutoModelForCausalLM.from_pretrained(run)
 
 
+def test_weights_in_several_files_are_loaded_and_older_ones_are_not(
+    run: Path, model: nm.CausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuralmem.models.weights.LARGEST", 20_000)
+    nm.save(run, model, nm.ByteTokenizer())
+    assert len([*run.glob("model-*-of-*.safetensors")]) > 1
+    with pytest.raises(nm.UserError, match=r"model\.safetensors is left from an older checkpoint; remove it"):
+        AutoModelForCausalLM.from_pretrained(run)
+    (run / "model.safetensors").unlink()
+    hf = AutoModelForCausalLM.from_pretrained(run)
+    assert all(torch.equal(x, hf.state_dict()[name]) for name, x in model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -19,7 +19,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import neuralmem.hf  # noqa: F401, the Auto classes know neuralmem from here on
+import neuralmem.hf
 
 # Texts of unequal length, the first longer than max_length, so that batches are padded and windows roll.
 TEXTS = ["The magic number is 4711. " * 9, "Né à Paris, the magic number is 12.", "x"]
