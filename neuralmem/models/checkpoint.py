@@ -114,13 +114,13 @@ def read_weights(files: Mapping[str, Path], device: torch.device | str = "cpu") 
         UserError: a file that is none of neuralmem's.
     """
     weights = read_tensors(files, device)
-    if _read_config(files["config.json"]).tie_embeddings and "embedding.weight" in weights:
+    if read_config(files["config.json"]).tie_embeddings and "embedding.weight" in weights:
         weights["head.weight"] = weights["embedding.weight"]
     return weights
 
 
 def _load(files: Mapping[str, Path], device: torch.device | str) -> tuple[CausalLM, Tokenizer | None]:
-    config = _read_config(files["config.json"])
+    config = read_config(files["config.json"])
     with _Uninitialised():
         model = build_model(config)
     weights = read_weights(files, device)
@@ -151,7 +151,12 @@ def _refuse_device(device: torch.device | str) -> None:
         raise UserError(f"device is {str(device)!r}, which this machine cannot use; it must be {there}") from None
 
 
-def _read_config(file: Path) -> ModelConfig:
+def read_config(file: Path) -> ModelConfig:
+    """The config of a model from a checkpoint's config.json.
+
+    Raises:
+        UserError: no JSON, or fields that are none of a ModelConfig.
+    """
     try:
         values = json.loads(file.read_text())
     except ValueError as error:
