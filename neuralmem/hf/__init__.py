@@ -6,6 +6,11 @@
 Needs `pip install neuralmem[hf]`. What is supported and what is refused: docs/huggingface.md.
 """
 
+import importlib.util
+
+if importlib.util.find_spec("transformers") is None:
+    raise ImportError("neuralmem.hf needs transformers: pip install 'neuralmem[hf]'")
+
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from neuralmem.hf.cache import MemoryCache

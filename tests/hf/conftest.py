@@ -1,14 +1,12 @@
 """What the tests of neuralmem/hf share: no network, a small model in float64, and its folder."""
 
-import os
+import socket
 from pathlib import Path
 
 import pytest
 import torch
 
 import neuralmem as nm
-
-os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")  # a name that is asked for would cost half a minute
 
 CONFIG = nm.ModelConfig(
     vocab_size=257,
@@ -18,6 +16,14 @@ CONFIG = nm.ModelConfig(
     attention=nm.AttentionConfig(heads=2, window=5, persistent_tokens=2, segment=6),
     memory=nm.MemoryConfig(heads=2, expansion=1.5, chunk_size=4, theta_bias=2.0, alpha_bias=-3.0),
 )
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: socket.socket, address: object) -> None:
+        raise AssertionError(f"a test of local folders wants to connect to {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
 def stirred(model: nm.CausalLM) -> nm.CausalLM:
