@@ -145,13 +145,22 @@ def _words(figure: Any, rows: Sequence[Row], checkpoint: str, height: float) -> 
     measure = "exact answers" if row.task == "recall" else "answers found"
     about = f"{measure}, %  ·  haystack {row.haystack_id}  ·  {row.protocol} lengths  ·  n = {n} per length"
     figure.text(left, 1 - 0.62 / height, f"{checkpoint}  ·  {about}", fontsize=8, color="#5c6b73", va="center")
-    if any(r.beyond_window for r in plain) and not all(r.beyond_window for r in plain):
-        note = f"below the line: in reach of attention ({row.reach:,} tokens); above it only memory can answer"
-    elif any(r.beyond_window for r in plain):
-        note = f"every needle lies beyond the reach of attention ({row.reach:,} tokens)"
-    else:
-        note = "every needle lies in reach of attention"
+    note = _note(row, {r.beyond_window for r in plain})
     figure.text(left, 0.2 / height, note, fontsize=8, color=REACH, va="center")
+
+
+def _note(row: Row, beyond: set[bool]) -> str:
+    """What the line parts, or why there is none."""
+    if is_counted(row):
+        return (
+            f"the answer is spread over the whole text; null: counted in the {row.reach:,} tokens that attention sees"
+        )
+    if len(beyond) == 2:
+        what = "a needle is in reach" if len(row.needle_spans) > 1 else "in reach"
+        return f"below the line: {what} of attention ({row.reach:,} tokens); above it only memory can answer"
+    if beyond == {True}:
+        return f"every needle lies beyond the reach of attention ({row.reach:,} tokens)"
+    return "a needle of every prompt lies in reach of attention"
 
 
 def short(length: int) -> str:

@@ -100,14 +100,14 @@ def run(
     """
     todo = list(cells(settings, reader.tokenizer, training))
     for cell, build in todo:
-        build(0, _depth(settings, 0), cell.random(0))
+        build(0, depth_of(settings, 0), cell.random(0))
     plan(sum(cell.length * settings.count(cell.length) for cell, _ in todo) * readings(settings.ablations))
     out.mkdir(parents=True, exist_ok=True)
     path = out / "rows.jsonl"
     have = {row.identity: row for row in store.read(path)}
     found: list[Row] = []
     for cell, build in todo:
-        samples = [build(i, _depth(settings, i), cell.random(i)) for i in range(settings.count(cell.length))]
+        samples = [build(i, depth_of(settings, i), cell.random(i)) for i in range(settings.count(cell.length))]
         partner = partial(_partner, samples, cell, build, settings)
         found += _run_cell(samples, partner, settings, reader, subject, path, have)
     return found
@@ -174,7 +174,8 @@ def new_tokens(settings: Settings, samples: Sequence[Sample]) -> int:
     return SPARE + max(len(sample.candidates[0]) for sample in samples)
 
 
-def _depth(settings: Settings, number: int) -> float | None:
+def depth_of(settings: Settings, number: int) -> float | None:
+    """Where the first needle of a sample goes, from 0 to 1; None: where the protocol puts it."""
     return None if settings.depths is None else settings.depths[number % len(settings.depths)] / 100
 
 
@@ -182,7 +183,7 @@ def _partner(samples: Sequence[Sample], cell: Cell, build: Build, settings: Sett
     """Another sample of the cell; one more is made where there is only one."""
     if len(samples) > 1:
         return samples[(of.number + 1) % len(samples)]
-    return build(of.number + 1, _depth(settings, of.number + 1), cell.random(of.number + 1))
+    return build(of.number + 1, depth_of(settings, of.number + 1), cell.random(of.number + 1))
 
 
 def _run_cell(

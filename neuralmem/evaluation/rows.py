@@ -90,24 +90,31 @@ def identity(sample: Sample, prompt_sha256: str, ablation: str, subject: Subject
     return (prompt_sha256, ablation, subject.ckpt_sha256, subject.chunk_size_eval, subject.dtype, sample.number)
 
 
+def facts(sample: Sample, reach: int) -> dict[str, Any]:
+    """The fields of a row that its prompt and the reach alone decide."""
+    return {
+        "prompt_tokens": len(sample.rope),
+        "context_tokens": sample.context[1] - sample.context[0],
+        "needle_spans": sample.needles,
+        "distance_to_query": sample.distance,
+        "farthest_distance": sample.farthest,
+        "null": round(sample.null(reach), 6),
+        "beyond_window": sample.beyond(reach),
+        "depth_pct": round(sample.depth, 3),
+        "key": sample.key,
+        "answers": sample.answers,
+    }
+
+
 def make_row(sample: Sample, prompt_sha256: str, answer: Answer, subject: Subject) -> Row:
     """Score one answer."""
     scores = answer.log_likelihoods
     return Row(
+        **facts(sample, subject.reach),
         task=sample.task.name,
         protocol=sample.protocol,
         nominal_len=sample.length,
-        prompt_tokens=len(sample.rope),
-        context_tokens=sample.context[1] - sample.context[0],
-        needle_spans=sample.needles,
-        distance_to_query=sample.distance,
-        farthest_distance=sample.farthest,
         reach=subject.reach,
-        null=round(sample.null(subject.reach), 6),
-        beyond_window=sample.beyond(subject.reach),
-        depth_pct=round(sample.depth, 3),
-        key=sample.key,
-        answers=sample.answers,
         pred=answer.text,
         official=official(answer.text, sample.answers),
         strict=strict(answer.text, sample.answers, sample.task.kind),
