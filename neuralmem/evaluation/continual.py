@@ -113,7 +113,7 @@ class Measures(NamedTuple):
 
 
 def measures(R: Sequence[Sequence[float]]) -> Measures:
-    """From R[0..T][1..T], R[0] being the baseline.
+    """From R[0..T][1..T], R[0] being the baseline; what was not asked is NaN.
 
     ACC = mean_j R[T][j];  BWT = mean_{j<T} (R[T][j] - R[j][j]);  FWT = mean_{j>1} (R[j-1][j] - R[0][j]);
     forgetting = mean_{j<T} (max_{i>=1} R[i][j] - R[T][j]);  learned = mean_j R[j][j]. NaN where there is one task.
@@ -127,7 +127,7 @@ def measures(R: Sequence[Sequence[float]]) -> Measures:
     tasks = range(T)  # task j + 1 stands in column j and was read by row j + 1
     backward = [last[j] - R[j + 1][j] for j in tasks[:-1]]
     forward = [R[j][j] - R[0][j] for j in tasks[1:]]
-    fallen = [max(R[i][j] for i in range(1, T + 1)) - last[j] for j in tasks[:-1]]
+    fallen = [max(R[i][j] for i in range(1, T + 1) if not math.isnan(R[i][j])) - last[j] for j in tasks[:-1]]
     means = (sum(x) / len(x) if x else math.nan for x in (list(last), backward, forward, fallen))
     acc, bwt, fwt, forgetting = means
     return Measures(acc, bwt, fwt, forgetting, learned=sum(R[j + 1][j] for j in tasks) / T)

@@ -119,7 +119,9 @@ class Forgetting:
         if not found:
             return ["Fewer than three distances lie beyond reach: no curve was fitted. Give a longer --longest."]
         best = min(found, key=lambda form: found[form][0].error)
-        notes = [f"Half-life: {self._say(found[best][1])}, by the {best}, which fits better; {chance(rows)}."]
+        alike = not any(math.isfinite(life.tokens) for _, life in found.values())
+        by = "" if alike else f", by the {best}, which fits better"
+        notes = [f"Half-life: {self._say(found[best][1])}{by}; {chance(rows)}."]
         for form, (curve, life) in found.items():
             notes.append(
                 f"{form}: {self._say(life)}; level {curve.level:.2f}, root mean square error {curve.error:.3f}."

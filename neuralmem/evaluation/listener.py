@@ -174,6 +174,7 @@ class Listener(Reader):
             question = ask.questions[0]
             place.texts[row].append(Rope([[*question.tokens, *question.answer]]))
             place.total[row] += len(question.tokens) + len(question.answer)
+            self.progress(len(question.tokens) + len(question.answer) - (ablation != "reset"))
         if ablation == "reset":
             place.stale = True
             return

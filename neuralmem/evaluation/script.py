@@ -7,8 +7,9 @@ has to be generated.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -71,18 +72,11 @@ class Script:
     @property
     def tokens(self) -> int:
         """Tokens that are read; those of questions that leave no trace are not counted."""
-        return sum(size for size, _ in self.sizes())
+        read = sum(len(step.text) for step in self.steps if isinstance(step, Read))
+        kept = (q for step in self.steps if isinstance(step, Ask) and step.keep for q in step.questions)
+        return read + sum(len(question.tokens) + len(question.answer) for question in kept)
 
-    def sizes(self) -> Iterator[tuple[int, Step]]:
-        """Every step with the tokens it leaves in the text."""
-        for step in self.steps:
-            if isinstance(step, Read):
-                yield len(step.text), step
-            elif isinstance(step, Ask) and step.keep:
-                yield len(step.questions[0].tokens) + len(step.questions[0].answer), step
-            else:
-                yield 0, step
-
+    @cached_property
     def sha256(self) -> str:
         """Hash of everything that a model goes through."""
         digest = hashlib.sha256()

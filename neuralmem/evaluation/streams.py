@@ -131,7 +131,7 @@ def _ask(
     """Rows of some scripts under a control; those that are not there yet are made."""
     todo, keys = [], {}
     for script in scripts:
-        own = {"script_sha256": script.sha256(), "ablation": ablation, "number": script.number}
+        own = {"script_sha256": script.sha256, "ablation": ablation, "number": script.number}
         keys[script.number] = {name: (common | own)[name] for name in IDENTITY}
         if journal.find(**keys[script.number]) is None:
             todo.append(script)

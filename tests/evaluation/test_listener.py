@@ -158,7 +158,7 @@ def test_the_hash_is_of_everything() -> None:
         if drop:
             writer.drop()
         writer.ask(question)
-        return writer.script().sha256()
+        return writer.script().sha256
 
     same = script([1, 2], Q)
     assert same == script([1, 2], Q)
