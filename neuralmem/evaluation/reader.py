@@ -142,6 +142,8 @@ class Reader:
     def _score(self, samples: Sequence[Sample], last: Tensor, state: Any, mode: MemoryMode) -> list[tuple[float, ...]]:
         """Log-likelihood of every candidate, teacher-forced from the state after the prompt."""
         count = len(samples[0].candidates)
+        if not count:
+            return [()] * len(samples)
         # Several candidates at a time: the state is copied for each, so a large one allows fewer.
         group = max(1, min(count, _ROWS // len(samples), _STATE // max(1, state.nbytes)))
         columns: list[Tensor] = []

@@ -94,7 +94,7 @@ class Learner:
     """Reads the alphabet over and over, and predicts the next letter with a loss that is known in closed form.
 
     `loss(letter, history)` in nats: some letters are harder than others, capitals easier, and it falls with the
-    logarithm of the tokens that it knows: all it has read with memory on, else the last `reach` before the one it is at.
+    logarithm of the tokens that it knows: all it has read with memory on, else the one it is at and `reach` before it.
     """
 
     has_memory = True

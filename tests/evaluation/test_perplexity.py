@@ -133,7 +133,7 @@ def test_held_out_text_is_named(text_file: Path, training: TrainingData) -> None
     assert own.id == "text.txt validation"
     (held,) = own.documents()
     assert text_file.read_text().endswith(held.text)
-    with pytest.raises(UserError, match="--haystack is 'bultin'; .* did you mean 'builtin'"):
+    with pytest.raises(UserError, match=r"--haystack is 'bultin'; .* did you mean 'builtin'"):
         open_text("bultin", training)
 
 
