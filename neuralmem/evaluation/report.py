@@ -27,7 +27,7 @@ _FAR = 1 << 30  # a reach beyond this is none that a picture could show
 
 
 class Line(NamedTuple):
-    """A line of a picture: x, y, and the ends of the interval at each, NaN where there is none."""
+    """A line of a picture: x, y, and the ends of the interval at each, NaN for none; dashed: without a band."""
 
     points: Sequence[tuple[float, float, float, float]]
     dashed: bool = False
@@ -107,12 +107,16 @@ def write_lines(
     panel = figure.add_axes((0.1, 0.13, 0.87, 0.69))
     xs = sorted({x for line in lines.values() for x, *_ in line.points})
     for colour, (name, line) in zip(COLOURS * len(lines), lines.items(), strict=False):
-        x, y, low, high = zip(*line.points, strict=True) if line.points else ((), (), (), ())
-        panel.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        x, y, low, high = zip(*line.points, strict=True)
+        if not line.dashed:
+            panel.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         style = {"linestyle": "--"} if line.dashed else {"marker": "o", "markersize": 4}
         panel.plot(x, y, color=colour, linewidth=1.8, label=name, **style)
-    panel.set_xscale("symlog" if xs and xs[0] <= 0 else "log", base=2, **({"linthresh": 64} if xs[0] <= 0 else {}))
-    ticks = xs if len(xs) <= 14 else [x for x in xs if math.log2(x).is_integer()] if xs[0] > 0 else xs[:: len(xs) // 8]
+    if xs[0] > 0:
+        panel.set_xscale("log", base=2)
+    else:  # 0 stands as far from the first length as that from twice its own
+        panel.set_xscale("symlog", base=2, linthresh=xs[1] if len(xs) > 1 else 1)
+    ticks = xs[:: -(-len(xs) // 16)]
     panel.set_xticks(ticks, [short(int(x)) for x in ticks])
     panel.minorticks_off()
     for name, place in (marks or {}).items():

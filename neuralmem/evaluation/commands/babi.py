@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_common_options(parser, "babi")
     add = parser.add_argument
     add("--tasks", default=",".join(TASKS), metavar="LIST", help=f"of {','.join(TASKS)} (all)")
-    add("--lengths", default="0,2k,8k", metavar="LIST", help="of the context in tokens, 0 is the facts alone (0,2k,8k)")
+    add("--lengths", default="0,2k", metavar="LIST", help="of the context in tokens, 0 is the facts alone (0,2k)")
     add("--samples", type=int, default=50, metavar="N", help="per task and length; published: 1000 (50)")
     add("--shots", type=int, default=SHOTS, metavar="N", help=f"examples in front of the text ({SHOTS})")
     add("--haystack", default="", metavar="NAME", help=f"{', '.join(NAMES)} (as trained on)")

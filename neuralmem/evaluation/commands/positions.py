@@ -1,7 +1,7 @@
 """Loss by position in held-out documents: does what was read long ago help, past the training length too?
 
 Prints a table and whether the loss keeps falling past the training length; writes positions.jsonl (a line per text and
-reading), positions.csv and a picture per length to --out.
+reading), positions.csv and two pictures per length to --out.
 
 readings
   on       the memory as it is
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
         buckets = summarise(rows, training.length, options.seed)
         _print(opened, length, buckets, texts[length], text.id, training.length)
         summary += [{"length": length, **_flat(bucket)} for bucket in buckets]
-        pictures.append(_draw(opened, length, buckets, text.id, training.length))
+        pictures += _draw(opened, length, buckets, text.id, training.length)
     for path in (journal.path, write_csv(opened.out / "positions.csv", summary), *pictures):
         print(path)
 
@@ -113,20 +113,28 @@ def _print(
     print_report(f"loss by position, {length:,} tokens: {opened.folder}", columns, lines, notes)
 
 
-def _draw(opened: Opened, length: int, buckets: list[Bucket], text: str, train: int | None) -> Path:
-    lines = {
-        f"memory {name}": Line([(b.end, *b.loss[:3]) for b in buckets if b.memory == name], dashed=name != "on")
-        for name in dict.fromkeys(bucket.memory for bucket in buckets)
-    }
+def _draw(opened: Opened, length: int, buckets: list[Bucket], text: str, train: int | None) -> list[Path]:
+    """The loss under every reading, and what each control loses against the memory as it is."""
+    readings = list(dict.fromkeys(bucket.memory for bucket in buckets))
     marks = {"reach": opened.model.reach} | ({"training": train} if train else {})
-    return write_lines(
-        opened.out / f"positions_{length}.png",
-        lines,
-        f"{opened.folder.name}: loss by position",
-        f"{text}  ·  {buckets[0].loss.n} texts of {length:,} tokens  ·  95% intervals over texts",
-        ("tokens read before, end of bucket", "loss, nats per token"),
-        marks,
-    )
+    about = f"{text}  ·  {buckets[0].loss.n} texts of {length:,} tokens  ·  95% intervals over texts"
+
+    def draw(name: str, title: str, axis: str, lines: dict[str, Line]) -> Path:
+        axes = ("tokens read before, end of bucket", axis)
+        return write_lines(opened.out / f"{name}_{length}.png", lines, title, about, axes, marks)
+
+    losses = {
+        f"memory {name}": Line([(b.end, *b.loss[:3]) for b in buckets if b.memory == name], dashed=name != "on")
+        for name in readings
+    }
+    gains = {
+        f"{name} less on": Line([(b.end, *b.gain[:3]) for b in buckets if b.memory == name]) for name in readings[1:]
+    }
+    drawn = [draw("positions", f"{opened.folder.name}: loss by position", "loss, nats per token", losses)]
+    if gains:
+        title = f"{opened.folder.name}: what the memory gains, by position"
+        drawn.append(draw("positions_gain", title, "loss of the control less that of on, nats", gains))
+    return drawn
 
 
 def _flat(bucket: Bucket) -> dict[str, object]:
