@@ -64,18 +64,19 @@ def pairs(values: Mapping[str, Any]) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], faint: Iterable[bool] = ()) -> str:
-    """A table with named columns; numbers stand to the right.
+    """A table with named columns; those of numbers stand to the right.
 
     Args:
         columns: their names
         rows: of as many texts each
         faint: for each row, whether it stands back; rows beyond the end do not
     """
-    pale = iter(faint)
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
+    rows, pale = list(rows), iter(faint)
+    kinds = [" class=number" if all(_is_number(row[i]) for row in rows) else "" for i in range(len(columns))]
+    head = "".join(f"<th{kind}>{html.escape(name)}</th>" for name, kind in zip(columns, kinds, strict=True))
     lines = []
     for row in rows:
-        cells = (f"<td{_kind(text)}>{html.escape(text)}</td>" for text in row)
+        cells = (f"<td{kind}>{html.escape(text)}</td>" for text, kind in zip(row, kinds, strict=True))
         lines.append(f"<tr{' class=faint' if next(pale, False) else ''}>{''.join(cells)}</tr>")
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
@@ -87,14 +88,24 @@ def picture(title: str, png: bytes, note: str = "") -> str:
     return f'{heading(title)}{below}<img alt="{html.escape(title)}" src="data:image/png;base64,{data}">'
 
 
-def folded(summary: str, text: str) -> str:
-    """A text that shows when it is asked for."""
-    return f"<details><summary>{html.escape(summary)}</summary><pre>{html.escape(text)}</pre></details>"
+def plain(text: str) -> str:
+    """A text as it is, line by line."""
+    return f"<pre>{html.escape(text)}</pre>"
 
 
-def _kind(text: str) -> str:
+def folded(summary: str, part: str) -> str:
+    """A part that shows when it is asked for.
+
+    Args:
+        summary: the line that always shows
+        part: made by the functions here
+    """
+    return f"<details><summary>{html.escape(summary)}</summary>{part}</details>"
+
+
+def _is_number(text: str) -> bool:
     try:
-        float(text)
+        float(text or 0)
     except ValueError:
-        return ""
-    return ' class="number"'
+        return False
+    return True

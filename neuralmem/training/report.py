@@ -115,7 +115,7 @@ def _body(folder: Path, rows: figures.Rows) -> Iterator[str]:
     if where:
         yield page.heading("Machine and versions") + page.pairs(where)
     if (config := folder / "config.yaml").is_file():
-        yield page.heading("Configuration") + page.folded("config.yaml", config.read_text(encoding="utf-8"))
+        yield page.heading("Configuration") + page.folded("config.yaml", page.plain(config.read_text(encoding="utf-8")))
 
 
 def _when(where: Mapping[str, Any]) -> str:

@@ -50,7 +50,8 @@ def test_a_run_writes_its_files_and_prints_the_table(checkpoint: Path, text_file
     for part in ("recall", "s-niah-pk", "512", "600", "beyond reach", "null", "reset", "file:text.txt"):
         assert part in result.stdout, part
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert [name for name in names if not name.endswith(".png")] == ["rows.jsonl", "settings.json", "table.csv"]
+    others = ["machine.json", "report.html", "rows.jsonl", "settings.json", "table.csv"]
+    assert [name for name in names if not name.endswith(".png")] == others
     assert [name.split("_")[1] for name in names if name.endswith(".png")] == ["recall", "s-niah-pk"]
     rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
     assert len(rows) == 2 * 2 * 5 * 2
