@@ -141,10 +141,10 @@ def samples(
                 haystack_id,
                 rope,
                 (len(start), len(rope) - len(end)),
-                spans[story.support[0]],
+                (spans[story.support[0]],),
                 len(rope) - len(end),
                 story.question,
-                story.answer,
+                (story.answer,),
                 candidates,
             )
         )
@@ -182,11 +182,11 @@ def score(sample: Sample, answer: Answer) -> dict[str, Any]:
     """BABILong's score of one answer, and the rank of the truth among the labels that the question does not name."""
     labels = TASKS[sample.task.name].labels
     truth, *others = answer.log_likelihoods  # in the order of the labels, the answer's first
-    names = [label for label in labels if label != sample.answer]
+    names = [label for label in labels if label != sample.answers[0]]
     possible = [x for name, x in zip(names, others, strict=True) if name.lower() not in sample.key.lower()]
     return {
         "question": sample.key,
-        "correct": int(correct(answer.text, sample.answer, sample.key, labels)),
+        "correct": int(correct(answer.text, sample.answers[0], sample.key, labels)),
         "rank": rank_of_first([truth, *possible]),
         "labels": 1 + len(possible),
         "answer_nll": -truth if math.isfinite(truth) else None,

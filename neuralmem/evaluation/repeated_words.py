@@ -81,7 +81,9 @@ def samples(
         context = (len(head), len(rope))
         # The question is the last token: there is none, and a fresh state must have something to go on from.
         found.append(
-            Sample(_TASK, "exact", count, place, seed, "words", rope, context, span, len(rope) - 1, key, pair[1], ())
+            Sample(
+                _TASK, "exact", count, place, seed, "words", rope, context, (span,), len(rope) - 1, key, (pair[1],), ()
+            )
         )
     return found
 

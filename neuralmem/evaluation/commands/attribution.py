@@ -14,6 +14,7 @@ from neuralmem.errors import UserError
 from neuralmem.evaluation.attribution import ABLATIONS, IDENTITY, Replay, grid_unit
 from neuralmem.evaluation.attribution import run as run_attribution
 from neuralmem.evaluation.attribution_summary import draw, summarise
+from neuralmem.evaluation.cell import PROTOCOLS
 from neuralmem.evaluation.haystack import NAMES
 from neuralmem.evaluation.journal import Journal
 from neuralmem.evaluation.lengths import parse_lengths, parse_samples, split_list
@@ -21,7 +22,6 @@ from neuralmem.evaluation.lines import print_lines, to_csv
 from neuralmem.evaluation.niah import Settings
 from neuralmem.evaluation.opened import add_common_options, check_positive, one_of, open_checkpoint
 from neuralmem.evaluation.prompts import find_task
-from neuralmem.evaluation.protocols import PROTOCOLS
 from neuralmem.evaluation.reader import MODES
 from neuralmem.evaluation.recall import FACTS, read_training_data
 from neuralmem.evaluation.screen import progress_bar, write_whole
