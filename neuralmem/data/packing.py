@@ -9,6 +9,7 @@ are counted, warned of and left out.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils.data import IterableDataset
 from neuralmem.data.batch import NO_LOSS, Batch
 from neuralmem.data.document import Tokenized, Unreadable
 from neuralmem.data.faults import Faults
-from neuralmem.data.readers import ENDLESS, reader
+from neuralmem.data.readers import ENDLESS, reader, refuse_changed
 from neuralmem.data.sources import Document, Source
 from neuralmem.errors import UserError
 from neuralmem.tokenizer import Tokenizer
@@ -116,7 +117,7 @@ class PackedText(IterableDataset[Batch]):
         """-> the position after the last batch, small and without text."""
         cursors = [None if cursor is None else [cursor.epoch, cursor.number, cursor.offset] for cursor in self._cursors]
         position = {"epoch": self._epoch, "next": self._next, "yielded": self._yielded, "cursors": cursors}
-        return position | {"faults": self.faults.to_dict(), "source": self.source.fingerprint()}
+        return position | {"faults": self.faults.to_dict(), "settings": self._settings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a saved position; documents that were being read are read again."""
@@ -125,13 +126,17 @@ class PackedText(IterableDataset[Batch]):
                 f"batch_size or carry has changed: the saved position has {len(state['cursors'])} open documents, "
                 f"this run {len(self._cursors)}; resume with the settings of the saved run"
             )
-        if state.get("source", self.source.fingerprint()) != self.source.fingerprint():
-            raise UserError(f"source {self.source.name!r} has changed since the position to resume from was saved")
+        refuse_changed(state.get("settings", {}), self._settings)
         if "faults" in state:
             self.faults = Faults.from_dict(state["faults"])
         self._epoch, self._next, self._yielded = state["epoch"], state["next"], state["yielded"]
         self._resumed = True
         self._cursors = [None if saved is None else self._reopen(*saved) for saved in state["cursors"]]
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        """What a position hangs on."""
+        return {"seed": self.seed, "tokenizer": self.tokenizer.fingerprint, "source": self.source.fingerprint()}
 
     def _rewind(self) -> None:
         self._epoch, self._yielded, self._resumed = 0, 0, False

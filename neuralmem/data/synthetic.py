@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from neuralmem.data.batch import NO_LOSS, Batch
-from neuralmem.data.readers import ENDLESS, reader
+from neuralmem.data.readers import ENDLESS, reader, refuse_changed
 from neuralmem.errors import UserError
 
 Part = Literal["train", "validation"]
@@ -171,6 +171,11 @@ class Curriculum(IterableDataset[Batch]):
         rows = max(1, self.batch_tokens // chosen.length)
         return Layout(rows, stage.keys, chosen.length, chosen.facts, chosen.questions, stage.gap)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a number of drawn batches hangs on; stages may change on the way."""
+        return {"seed": self.seed}
+
     def __len__(self) -> int:
         return ENDLESS if self.batches is None else self.batches
 
@@ -189,9 +194,10 @@ class Curriculum(IterableDataset[Batch]):
         self._draws = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"draws": self._draws, "stage": self.stage}
+        return {"draws": self._draws, "stage": self.stage, "settings": self.settings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        refuse_changed(state.get("settings", {}), self.settings)
         self._draws, self.stage, self._resumed = state["draws"], state["stage"], True
 
 
