@@ -194,6 +194,7 @@ class Needles(Curriculum):
         if not 0 <= text_share <= 1:
             raise UserError(f"text_share is {text_share}; it must be between 0 and 1")
         self.placing, self.text_weight, self.text_share = placing, text_weight, text_share
+        self._source = haystack.fingerprint()
         texts = list(limited(texts_of(haystack), HAYSTACK_CHARACTERS))
         words = list(keys) if keys is not None else find_keys(texts, tokenizer, self.form)
         held = new_keys and self.part == "validation"
@@ -206,6 +207,10 @@ class Needles(Curriculum):
         longest = max(part.length for _, _, part in self._parts())
         if longest > len(self._text):
             raise UserError(f"length is {longest}; it must be at most {len(self._text)}, the tokens of the haystack")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return super().settings | {"tokenizer": self.tokenizer.fingerprint, "source": self._source}
 
     def room(self, stage: Stage, part: Stage | Longer) -> int:
         told, asked = (

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from neuralmem.data.batch import NO_LOSS, Batch
-from neuralmem.data.readers import ENDLESS, reader
+from neuralmem.data.readers import ENDLESS, reader, refuse_changed
 from neuralmem.errors import UserError
 
 Part = Literal["train", "validation"]
@@ -178,6 +178,11 @@ class Curriculum(IterableDataset[Batch]):
         rows = max(1, self.batch_tokens // chosen.length)
         return Layout(rows, stage.keys, chosen.length, chosen.facts, chosen.questions, stage.gap, chosen.updates)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a number of drawn batches hangs on; stages may change on the way."""
+        return {"seed": self.seed}
+
     def __len__(self) -> int:
         return ENDLESS if self.batches is None else self.batches
 
@@ -196,13 +201,15 @@ class Curriculum(IterableDataset[Batch]):
         self._draws = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"draws": self._draws, "stage": self.stage}
+        return {"draws": self._draws, "stage": self.stage, "settings": self.settings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        refuse_changed(state.get("settings", {}), self.settings)
         self._draws, self.stage, self._resumed = state["draws"], state["stage"], True
 
     def take_over(self, positions: Sequence[dict[str, Any]]) -> None:
         """Go on where several readers have stopped, whatever their number: with batches that none of them has drawn."""
+        refuse_changed(positions[0].get("settings", {}), self.settings)
         self._draws, self.stage = (max(position[name] for position in positions) for name in ("draws", "stage"))
 
 

@@ -230,6 +230,8 @@ def test_resume_and_stages() -> None:
     assert not task.advance()
     expected = [next(iterator) for _ in range(3)]
     again = recall()
+    with pytest.raises(UserError, match=r"^data.seed has changed since the checkpoint was saved: it was 1, it is 9; "):
+        recall(seed=9).load_state_dict(state)
     again.load_state_dict(state)
     assert again.stage == 1
     assert all(equal(a, b) for a, b in zip(expected, some(again, 3), strict=True))
