@@ -34,6 +34,9 @@ class Answer:
         log_likelihoods: of the sample's candidates, the true one first
         state_bytes: size of the state after the prompt, for this sample
         seconds: its share of the time that its batch took, reading included
+        reading: the part of `seconds` that went by before the question
+        text_bytes: what a baseline keeps of the text, in tokens
+        index_bytes: and in what it searches them with
     """
 
     ablation: str
@@ -41,6 +44,9 @@ class Answer:
     log_likelihoods: tuple[float, ...]
     state_bytes: int
     seconds: float
+    reading: float = 0.0
+    text_bytes: int = 0
+    index_bytes: int = 0
 
 
 class Reader:
@@ -88,7 +94,7 @@ class Reader:
                 state = self.model.init_state(len(samples)) if name == "reset" else read
                 answers = self._answer(samples, state, mode, max_new_tokens)
                 seconds = (reading + time.perf_counter() - start) / len(samples)
-                yield name, [Answer(name, *answer, seconds) for answer in answers]
+                yield name, [Answer(name, *answer, seconds, reading / len(samples)) for answer in answers]
 
     def _first(self, sample: Sample, mode: MemoryMode) -> int:
         """The first token that is read: one that acts on the question, as do all after it."""

@@ -3,12 +3,12 @@
 Special: a row says everything about itself (hash of the prompt's tokens, of the tokenizer, of the checkpoint, real
 length, span and distance of the needle), so rows of many runs can be put together and every prompt can be made again
 and compared.
-Source: evaluation.md section 10; the fields are exactly those.
+Source: evaluation.md section 10; the fields are those, then what belongs to baselines.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from neuralmem.evaluation.scoring import official, rank_of_first, strict
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated, as far as rows name it."""
+    """What is evaluated, as far as rows name it; `baseline` is its label, empty for the model by itself."""
 
     reach: int
     tokenizer_sha256: str
@@ -30,13 +30,15 @@ class Subject:
     chunk_size_eval: int | None
     dtype: str
     device: str
+    baseline: str = ""
 
 
 @dataclass(frozen=True)
 class Row:
     """One sample under one ablation.
 
-    Spans and distances are in tokens, depth in percent, `answer_nll` in nats, None when it is not finite.
+    Spans and distances are in tokens, depth in percent, `answer_nll` in nats, None when it is not finite; `read_s` is
+    the part of `wall_s` before the question. What a baseline keeps of the text stands beside the state of the model.
     """
 
     task: str
@@ -69,16 +71,22 @@ class Row:
     device: str
     wall_s: float
     ablation: str
+    baseline: str = ""
+    text_bytes: int = 0
+    index_bytes: int = 0
+    read_s: float = 0.0
 
     @property
     def identity(self) -> tuple[Any, ...]:
         """What makes a row the same measurement: same prompt, same checkpoint, same ablation, same arithmetic."""
-        return (self.prompt_sha256, self.ablation, self.ckpt_sha256, self.chunk_size_eval, self.dtype, self.sample_id)
+        about = (self.ckpt_sha256, self.chunk_size_eval, self.dtype, self.baseline)
+        return (self.prompt_sha256, self.ablation, *about, self.sample_id)
 
 
 def identity(sample: Sample, prompt_sha256: str, ablation: str, subject: Subject) -> tuple[Any, ...]:
     """The identity that the row of a sample will have."""
-    return (prompt_sha256, ablation, subject.ckpt_sha256, subject.chunk_size_eval, subject.dtype, sample.number)
+    about = (subject.ckpt_sha256, subject.chunk_size_eval, subject.dtype, subject.baseline)
+    return (prompt_sha256, ablation, *about, sample.number)
 
 
 def make_row(sample: Sample, prompt_sha256: str, answer: Answer, subject: Subject) -> Row:
@@ -115,6 +123,10 @@ def make_row(sample: Sample, prompt_sha256: str, answer: Answer, subject: Subjec
         device=subject.device,
         wall_s=round(answer.seconds, 6),
         ablation=answer.ablation,
+        baseline=subject.baseline,
+        text_bytes=answer.text_bytes,
+        index_bytes=answer.index_bytes,
+        read_s=round(answer.reading, 6),
     )
 
 
@@ -130,7 +142,8 @@ def read(path: Path) -> Iterator[Row]:
         UserError: a line that is not a row.
     """
     names = {field.name for field in fields(Row)}
+    needed = {field.name for field in fields(Row) if field.default is MISSING}
     for number, values in enumerate(read_lines(path), 1):
-        if set(values) != names:
+        if not needed <= set(values) <= names:
             raise UserError(f"--out has {path}, whose line {number} is not a result row; give another folder")
         yield Row(**values | {"needle_span": tuple(values["needle_span"])})

@@ -36,7 +36,8 @@ from tests.evaluation.fake import Oracle
 FIELDS = (
     "task protocol nominal_len prompt_tokens context_tokens needle_span distance_to_query reach beyond_window "
     "depth_pct key answer pred official strict answer_nll rank_of_10 seed sample_id prompt_sha256 tokenizer_sha256 "
-    "haystack_id ckpt_sha256 state_bytes chunk_size_train chunk_size_eval dtype device wall_s ablation"
+    "haystack_id ckpt_sha256 state_bytes chunk_size_train chunk_size_eval dtype device wall_s ablation "
+    "baseline text_bytes index_bytes read_s"
 )
 
 
