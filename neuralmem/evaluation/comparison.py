@@ -1,7 +1,7 @@
 """Memories side by side on the same questions: what each finds, the bytes it keeps, and the time it takes.
 
 Special: what is beyond reach is so for the checkpoint that is compared with the others, so that every line of a group
-is about the same needles. Bytes are those of the state, of kept text and of its index together.
+is about the same needles. What is weighed against accuracy is what has to be kept until the question comes.
 """
 
 import csv
@@ -22,10 +22,11 @@ from neuralmem.evaluation.table import NARROW
 
 
 class Contender(NamedTuple):
-    """A memory that was asked, and all its rows under one ablation."""
+    """A memory that was asked, and all its rows under one ablation; those of one `series` differ in size alone."""
 
     name: str
     rows: Sequence[Row]
+    series: str = ""
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,20 @@ class Outcome:
     Args:
         group: task, protocol, haystack and length
         name: of the memory
+        series: what it has in common with others that differ in size
+        label: the baseline's, with its choices
         accuracy: the task's own score over all needles
         beyond: over those beyond the first contender's reach
         null: the null model of that reach
-        state_bytes, text_bytes, index_bytes: kept for one question, mean
+        state_bytes: of the model that answers one question, mean
+        text_bytes, index_bytes: of what a baseline keeps for it, mean
         read_ms, ask_ms: milliseconds for one question, mean: before it, and from it to the answer
     """
 
     group: Group
     name: str
+    series: str
+    label: str
     accuracy: Share
     beyond: Share
     null: float
@@ -54,9 +60,12 @@ class Outcome:
     ask_ms: float
 
     @property
-    def bytes(self) -> float:
-        """All that is kept for one question."""
-        return self.state_bytes + self.text_bytes + self.index_bytes
+    def kept_bytes(self) -> float:
+        """What has to be kept from the reading to the question: the state, or text and index where those are kept.
+
+        A baseline of text answers from a fresh state, which is needed while it answers and not before.
+        """
+        return self.text_bytes + self.index_bytes or self.state_bytes
 
 
 def compare(contenders: Sequence[Contender]) -> list[Outcome]:
@@ -65,11 +74,11 @@ def compare(contenders: Sequence[Contender]) -> list[Outcome]:
     beyond = {row.prompt_sha256 for row in first if row.beyond_window}
     found = []
     for group in dict.fromkeys(map(_group, first)):
-        for name, rows in contenders:
-            own = [row for row in rows if _group(row) == group]
+        for contender in contenders:
+            own = [row for row in contender.rows if _group(row) == group]
             if own:
                 null = null_model(first[0].reach, round(_mean([row.prompt_tokens for row in own])))
-                found.append(_outcome(group, name, own, [row for row in own if row.prompt_sha256 in beyond], null))
+                found.append(_outcome(contender, own, [row for row in own if row.prompt_sha256 in beyond], null))
     return found
 
 
@@ -77,10 +86,12 @@ def _group(row: Row) -> Group:
     return Group(row.task, row.protocol, row.haystack_id, row.nominal_len)
 
 
-def _outcome(group: Group, name: str, rows: Sequence[Row], beyond: Sequence[Row], null: float) -> Outcome:
+def _outcome(contender: Contender, rows: Sequence[Row], beyond: Sequence[Row], null: float) -> Outcome:
     return Outcome(
-        group,
-        name,
+        _group(rows[0]),
+        contender.name,
+        contender.series or contender.name,
+        rows[0].baseline,
         accuracy=_share(rows),
         beyond=_share(beyond),
         null=null,
@@ -105,14 +116,14 @@ def to_csv(outcomes: Sequence[Outcome]) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     columns = (
-        "task protocol haystack nominal_len memory null n accuracy low high n_beyond beyond beyond_low beyond_high "
-        "state_bytes text_bytes index_bytes read_ms ask_ms"
+        "task protocol haystack nominal_len memory baseline null n accuracy low high n_beyond beyond beyond_low "
+        "beyond_high kept_bytes state_bytes text_bytes index_bytes read_ms ask_ms"
     )
     table.writerow(columns.split())
     for o in outcomes:
         beyond = [o.beyond.n, *(o.beyond[2:] if o.beyond.n else ("", "", ""))]
-        sizes = [o.state_bytes, o.text_bytes, o.index_bytes, o.read_ms, o.ask_ms]
-        values = [*o.group, o.name, o.null, o.accuracy.n, *o.accuracy[2:], *beyond, *sizes]
+        sizes = [o.kept_bytes, o.state_bytes, o.text_bytes, o.index_bytes, o.read_ms, o.ask_ms]
+        values = [*o.group, o.name, o.label, o.null, o.accuracy.n, *o.accuracy[2:], *beyond, *sizes]
         table.writerow([round(value, 6) if isinstance(value, float) else value for value in values])
     return text.getvalue()
 
@@ -154,6 +165,6 @@ def _legend(reach: int) -> str:
     seen = "everything (full attention)" if reach >= sys.maxsize else f"{reach:,} tokens"
     return (
         f"Beyond reach: needles that the attention of the first line's model, which sees {seen}, does not see.\n"
-        "Bytes: kept for one question when it is asked, in the state of the model that answers, in text and index.\n"
+        "State: of the model that answers. A baseline keeps text and index until the question, then reads afresh.\n"
         "Reading: before the question is known. Asking: search, question, ten candidates scored, answer."
     )

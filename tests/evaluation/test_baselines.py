@@ -158,7 +158,7 @@ def test_comparison_is_about_the_same_needles(
         assert a.beyond.n == b.beyond.n == sum(row.beyond_window for row in search if row.nominal_len == a.group.length)
         assert a.beyond.share == 1.0 > b.beyond.share
         assert a.null == b.null == 300 / a.group.length
-        assert a.bytes == a.state_bytes + a.text_bytes + a.index_bytes > b.bytes == b.state_bytes + b.text_bytes
+        assert a.kept_bytes == a.text_bytes + a.index_bytes > b.kept_bytes == b.text_bytes == 4 * BUDGET
     table = list(csv.DictReader(io.StringIO(to_csv(outcomes))))
     assert [(line["nominal_len"], line["memory"], line["beyond"]) for line in table][2] == ("2048", "bm25", "1.0")
     axes = draw(outcomes, "title").axes
@@ -211,8 +211,8 @@ def test_all_side_by_side(tmp_path: Path, text_file: Path, capsys: pytest.Captur
     found = sorted(path.name for path in (own / "baselines").iterdir())
     assert found == ["baselines.csv", "baselines.png", "rows.jsonl", "settings.json"]
     lines = list(csv.DictReader(io.StringIO((own / "baselines" / "baselines.csv").read_text())))
-    wanted = ["own", "own, memory off", "window", "recency", "bm25", "key-value", "key-value", "linear", "full"]
-    assert [line["memory"].split(" budget")[0] for line in lines] == wanted
+    wanted = ["own", "own, memory off", "window", "recency", "bm25", "key-value 64", "key-value 128", "linear", "full"]
+    assert [line["memory"] for line in lines] == wanted
     assert [line["text_bytes"] != "0.0" for line in lines] == [False, False, True, True, True, True, True, False, False]
     assert (own / "baselines" / "baselines.png").read_bytes()[:4] == b"\x89PNG"
     rows = (own / "baselines" / "rows.jsonl").read_bytes()

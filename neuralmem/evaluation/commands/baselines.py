@@ -78,20 +78,24 @@ def run(options: argparse.Namespace) -> None:
             rows = run_needles(entrant.settings, entrant.reader, entrant.subject, out, training, begin)
             for ablation in entrant.settings.ablations:
                 name = entrant.name if ablation == "none" else f"{entrant.name}, memory {ablation}"
-                contenders.append(Contender(name, [row for row in rows if row.ablation == ablation]))
+                own = [row for row in rows if row.ablation == ablation]
+                contenders.append(Contender(name, own, entrant.series if ablation == "none" else name))
     outcomes = compare(contenders)
-    print_comparison(outcomes, str(opened.folder), opened.subject.reach)
+    chosen = choose(options, opened.subject.reach)
+    about = f"budget {chosen.budget:,} tokens, passages of {chosen.passage}"
+    print_comparison(outcomes, f"{opened.folder}, {about}", opened.subject.reach)
     write_whole(out / "baselines.csv", to_csv(outcomes))
-    figure = write_figure(outcomes, out / "baselines.png", f"memories side by side: {opened.folder.name}")
+    figure = write_figure(outcomes, out / "baselines.png", f"{opened.folder.name}: {about}")
     for path in [out / "rows.jsonl", out / "baselines.csv", figure]:
         print(path)
 
 
 @dataclass(frozen=True)
 class Entrant:
-    """Who is asked, and what."""
+    """Who is asked, and what; see `Contender` for `series`."""
 
     name: str
+    series: str
     reader: Reader
     subject: Subject
     settings: Settings
@@ -111,15 +115,16 @@ def entrants(
     """
     plain = replace(settings, ablations=("none",))
     own = make_reader(opened, advance)
-    yield Entrant(opened.folder.name, own, opened.subject, settings)
+    yield Entrant(opened.folder.name, opened.folder.name, own, opened.subject, settings)
+    sizes = parse_lengths(options.capacities, option="--capacities") if options.capacities else [options.capacity]
     for name in split_list(options.baselines, "--baselines"):
-        sized = parse_lengths(options.capacities, option="--capacities") if options.capacities else [options.capacity]
-        for capacity in sized if name == "key-value" else [options.capacity]:
+        for capacity in sizes if name == "key-value" else sizes[:1]:
             given = argparse.Namespace(**vars(options) | {"capacity": capacity})
             reader, label = open_baseline(name, own, choose(given, opened.subject.reach))
-            yield Entrant(label, reader, replace(opened.subject, baseline=label), plain)
+            title = f"{name} {capacity}" if name == "key-value" else name
+            yield Entrant(title, name, reader, replace(opened.subject, baseline=label), plain)
     for other in others:
-        yield Entrant(other.folder.name, make_reader(other, advance), other.subject, plain)
+        yield Entrant(other.folder.name, other.folder.name, make_reader(other, advance), other.subject, plain)
 
 
 def make_reader(opened: Opened, advance: Callable[[int], None]) -> Reader:
