@@ -30,8 +30,8 @@ class Choices:
         budget: tokens of shown text, question and answer together
         passage: tokens of a passage, at most
         unit: what a passage is, of `passages.UNITS`
-        capacity: tokens that a memory of bounded size keeps
-        stay: tokens for which what was used is safe in it
+        capacity: tokens that key-value keeps of what was not used lately
+        stay: tokens for which it keeps what was used
         find: how it finds, of `FINDS`
     """
 
@@ -53,8 +53,8 @@ def add_baseline_options(parser: argparse.ArgumentParser) -> None:
     add("--budget", type=int, metavar="N", help="tokens of shown text, question and answer (the reach of the model)")
     add("--passage", type=int, metavar="N", help="tokens of a passage, at most (a quarter of the budget, 8 to 128)")
     add("--unit", default="line", metavar="NAME", help="a passage is a line, or a chunk of lines (line)")
-    add("--capacity", type=int, default=1024, metavar="N", help="tokens that key-value keeps (1024)")
-    add("--stay", type=int, metavar="N", help="tokens for which key-value keeps safe what was used (half the capacity)")
+    add("--capacity", type=int, default=1024, metavar="N", help="tokens that key-value keeps of what has sunk (1024)")
+    add("--stay", type=int, metavar="N", help="tokens after which what was used sinks in key-value (half the capacity)")
     add("--find", default="bm25", metavar="NAME", help="how key-value finds: bm25, or key for the very key (bm25)")
 
 

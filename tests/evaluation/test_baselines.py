@@ -28,7 +28,7 @@ from neuralmem.tokenizer import ByteTokenizer
 from tests.evaluation.fake import Oracle
 
 BUDGET = 700
-CHOICES = Choices(BUDGET, passage=120, capacity=600, stay=300)
+CHOICES = Choices(BUDGET, passage=120, capacity=300, stay=300)
 TEXT = ("window", "recency", "bm25", "key-value")
 
 
@@ -104,7 +104,7 @@ def test_key_value_has_the_latest_and_what_fits_into_its_capacity(
     assert late
     assert {row.official for row in late} == {1}, "what was written lately is safe"
     assert sum(row.official for row in found) < len(found)
-    assert all(row.text_bytes <= 4 * (600 + 120) for row in found)
+    assert all(row.text_bytes < 4 * 1200 for row in found)
     large = ask("key-value", settings, subject, tmp_path, training, replace(CHOICES, capacity=4096))
     assert {row.official for row in large} == {1}
     assert len(list(store.read(tmp_path / "rows.jsonl"))) == 48, "rows of other choices stand beside"

@@ -136,39 +136,52 @@ def test_recency_keeps_the_last_passages() -> None:
     assert (state.text_bytes, state.index_bytes) == (4 * 12, 0)
 
 
+def key_value(capacity: int, stay: int, find: str = "bm25", size: int = 20) -> KeyValue:
+    return KeyValue(BYTES, Splitter(BYTES, size), capacity, stay, find)
+
+
 def test_key_value_forgets_what_was_not_used_for_longest() -> None:
-    memory = KeyValue(BYTES, Splitter(BYTES, 20), capacity=18, stay=11, find="bm25")
-    state = read(memory, "aa bb\n", "cc dd\n", "aa ee\n")  # six tokens each; the third finds the first
+    memory = key_value(capacity=6, stay=11)  # lines are six tokens each: one fits into the second level
+    state = read(memory, "aa bb\n", "cc dd\n", "aa ee\n")  # the third finds the first
     assert [p.read for p in state.rows[0].passages] == [18, 12, 18]
-    assert [[p.start for p in level] for level in memory.levels(state.rows[0].passages, 18)] == [[6, 0, 12], []]
-    state = memory.write([ids("ff gg\n")], state)  # at 24 "cc dd" was used 12 tokens ago and has sunk
-    assert kept(state) == ["aa bb\n", "aa ee\n", "ff gg\n"]
-    state = memory.write([ids("hh ii\n")], state)  # at 30 both with "aa" have sunk, the earlier goes
+    state = memory.write([ids("ff gg\n")], state)  # at 24 "cc dd" was used 12 tokens ago and sinks
+    levels = memory.levels(state.rows[0].passages, 24)
+    assert [[p.start for p in level] for level in levels] == [[0, 12, 18], [6]]
+    state = memory.write([ids("hh ii\n")], state)  # at 30 both with "aa" sink; the latest of the sunk stays
     assert kept(state) == ["aa ee\n", "ff gg\n", "hh ii\n"]
-    state = memory.write([ids("aa ee\n")], state)  # is kept already: nothing has to go
+    state = memory.write([ids("aa ee\n")], state)  # is kept already, and is in the first level again
     assert kept(state) == ["ff gg\n", "hh ii\n", "aa ee\n"]
     _, state = memory.read([Question(ids("ff?"), "")], [100], state)
     assert [p.read for p in state.rows[0].passages] == [36, 30, 36], "a question uses what it finds"
-    state = memory.write([ids("jj kk\n")], state)
-    assert kept(state) == ["ff gg\n", "aa ee\n", "jj kk\n"]
+    state = memory.write([ids("jj kk\n")], state)  # at 42 "hh ii" has sunk
+    assert [[p.start for p in level] for level in memory.levels(state.rows[0].passages, 42)] == [[18, 30, 36], [24]]
+    state = memory.write([ids("ll mm\n")], state)  # at 48 those used at 36 sink, the later of them stays
+    assert kept(state) == ["aa ee\n", "jj kk\n", "ll mm\n"]
 
 
-def test_key_value_that_is_all_in_the_first_level_is_bounded_too() -> None:
-    memory = KeyValue(BYTES, Splitter(BYTES, 20), capacity=18, stay=10_000, find="bm25")
-    assert kept(read(memory, "aa bb\n", "cc dd\n", "ee ff\n", "gg hh\n")) == ["cc dd\n", "ee ff\n", "gg hh\n"]
+def test_key_value_keeps_longer_what_may_stay_longer() -> None:
+    lines = ("aa bb\n", "cc dd\n", "ee ff\n", "gg hh\n", "ii jj\n")
+    assert kept(read(key_value(capacity=6, stay=11), *lines)) == list(lines[2:])
+    assert kept(read(key_value(capacity=6, stay=17), *lines)) == list(lines[1:])
+    assert kept(read(key_value(capacity=12, stay=11), *lines)) == list(lines[1:])
 
 
-def test_key_value_stays_within_its_capacity(text: str) -> None:
-    memory = KeyValue(BYTES, Splitter(BYTES, 60), capacity=300, stay=150, find="bm25")
-    state = memory.init_state(1)
+def test_key_value_is_bounded(text: str) -> None:
+    memory = key_value(capacity=300, stay=150, size=60)
+    state, dropped = memory.init_state(1), False
     for piece in ids(text).split(97):
         state = memory.write([piece], state)
-        assert sum(len(p.ids) for p in state.rows[0].passages) <= 300
-    assert len(state.rows[0].passages) > 3
+        kept_now = state.rows[0]
+        first, second = memory.levels(kept_now.passages, kept_now.position - len(kept_now.rest))
+        assert sum(len(p.ids) for p in second) <= 300
+        assert all(kept_now.position - p.read <= 150 + 60 + 97 for p in first)
+        dropped = dropped or kept_now.passages[0].start > 0
+    assert dropped
+    assert state.text_bytes < 4 * 1000 < 4 * len(text)
 
 
 def test_a_key_is_its_words_in_a_row() -> None:
-    memory = KeyValue(BYTES, Splitter(BYTES, 30), capacity=500, stay=250, find="key")
+    memory = key_value(capacity=500, stay=250, find="key", size=30)
     state = read(memory, "ad-hoc-zebra is 1\n", "zebra ad hoc is 2\n", "hoc zebra\n", "Ad-hoc-zebra is 3\n")
     assert ask(memory, state, "What of it?", key="ad-hoc-zebra") == "ad-hoc-zebra is 1\nAd-hoc-zebra is 3\n"
     assert ask(memory, state, "What of it?", key="ad-hoc-zebra", room=18) == "Ad-hoc-zebra is 3\n"
@@ -177,8 +190,7 @@ def test_a_key_is_its_words_in_a_row() -> None:
 
 def memories() -> Sequence[PassageMemory]:
     splitter = Splitter(BYTES, 60)
-    key_value = KeyValue(BYTES, splitter, capacity=300, stay=150, find="bm25")
-    return [Recency(BYTES, splitter, 300), Search(BYTES, splitter), key_value]
+    return [Recency(BYTES, splitter, 300), Search(BYTES, splitter), key_value(capacity=300, stay=150, size=60)]
 
 
 @pytest.mark.parametrize("memory", memories(), ids=lambda memory: type(memory).__name__)

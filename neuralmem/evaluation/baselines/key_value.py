@@ -1,10 +1,11 @@
-"""passages of bounded size together: those written or found lately stay, the others sink, then are dropped
+"""passages that were written or found lately stay, the others sink to a second level and are dropped when it is full
 
 Special: two levels. A passage that was written or found within the last `stay` tokens is in the first; any other has
-sunk to the second. When both together hold more than `capacity` tokens, the second level's least recently used passage
-is dropped, and one of the first only when the second is empty. So the order of dropping is least recent use, and the
-levels say who is safe. What is found while reading: every passage that comes in is a question, and the one passage
-that answers it best is found. A passage that is kept already is not written again but moves to where it stood last.
+sunk to the second. When the second holds more than `capacity` tokens, the passage that was used least recently is
+dropped. What is found while reading: every passage that comes in is a question, and the one passage that answers it
+best is found. A passage that is kept already is not written again but moves to where it stood last. The size is bounded
+whatever the length: the first level has what was written in the last `stay` tokens, and at most one passage found for
+each of these.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ class KeyValue(PassageMemory):
     Args:
         tokenizer: the text's
         splitter: cuts the text into passages
-        capacity: tokens of all passages, at most
+        capacity: tokens of the second level, at most
         stay: tokens for which a passage stays in the first level after it was written or found
         find: "bm25": by the words of the question; "key": passages in which the words of the question's key stand in a
             row, the latest first. With "key" nothing is found while reading, since nothing is asked.
@@ -53,9 +54,9 @@ class KeyValue(PassageMemory):
         elif self.find == "bm25" and (found := rank_by_words(passages, list(new.words))):
             passages[passages.index(found[0])] = replace(found[0], read=new.read)
         passages.append(new)
-        first, second = self.levels(passages, new.read)
-        size = sum(len(p.ids) for p in passages)
-        for passage in [*second, *first]:
+        _, second = self.levels(passages, new.read)
+        size = sum(len(p.ids) for p in second)
+        for passage in second:
             if size <= self.capacity:
                 break
             size -= len(passage.ids)
