@@ -23,7 +23,11 @@ from neuralmem.evaluation.recall import read_training_data
 from neuralmem.evaluation.rows import Subject
 from neuralmem.evaluation.screen import progress_bar, write_whole
 
-EXAMPLES = """examples
+LISTED = "\n".join(f"  {name:11}{text}" for name, text in names().items())
+EXAMPLES = f"""baselines
+{LISTED}
+
+examples
   python eval.py baselines --checkpoint runs/quickstart --against runs/quickstart_baseline,runs/quickstart_linear
   python eval.py baselines --checkpoint runs/quickstart --baselines bm25,key-value --capacities 256,1k,4k --budget 128
 """
