@@ -225,7 +225,7 @@ class TextReader(Reader):
         """Tokens left for text beside the question and the longest answer.
 
         Raises:
-            UserError: none.
+            UserError: there are none.
         """
         needed = len(sample.rope) - sample.question + max(map(len, sample.candidates), default=0)
         if needed >= self.budget:
