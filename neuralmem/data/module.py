@@ -6,7 +6,7 @@ so that a configuration file can link it to the model.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -69,6 +69,7 @@ class DataModule(L.LightningDataModule, ABC):
     length: int
     carry_memory = False
     num_workers: int
+    _positions: Sequence[dict[str, Any]] = ()
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -86,9 +87,19 @@ class DataModule(L.LightningDataModule, ABC):
 
     def train_dataloader(self) -> StatefulDataLoader:
         data = self.build("train", self._shard())
+        if self._positions:
+            data.take_over(self._positions)  # type: ignore[attr-defined]
         return StatefulDataLoader(
             data, batch_size=None, num_workers=self.num_workers, worker_init_fn=leave_signals_to_the_parent
         )
+
+    def take_over(self, positions: Sequence[dict[str, Any]]) -> None:
+        """Let training go on where readers of another number have stopped.
+
+        Args:
+            positions: of their data sets, loader process by loader process, device by device
+        """
+        self._positions = positions
 
     def val_dataloader(self) -> DataLoader:
         # Its own generator: otherwise the start of a validation would draw from the global random state.

@@ -194,6 +194,10 @@ class Curriculum(IterableDataset[Batch]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._draws, self.stage, self._resumed = state["draws"], state["stage"], True
 
+    def take_over(self, positions: Sequence[dict[str, Any]]) -> None:
+        """Go on where several readers have stopped, whatever their number: with batches that none of them has drawn."""
+        self._draws, self.stage = (max(position[name] for position in positions) for name in ("draws", "stage"))
+
 
 def supervise(tokens: Tensor, groups: Tensor, text_weight: float, text: Tensor | None = None) -> Batch:
     """Targets and weights of rows whose answers are known.

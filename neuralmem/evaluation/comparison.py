@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from neuralmem.evaluation.rows import Row
-from neuralmem.evaluation.stats import Share, null_model, wilson
+from neuralmem.evaluation.stats import Share, wilson
 from neuralmem.evaluation.summary import Group, score
 from neuralmem.evaluation.table import NARROW
 
@@ -74,10 +74,10 @@ def compare(contenders: Sequence[Contender]) -> list[Outcome]:
     beyond = {row.prompt_sha256 for row in first if row.beyond_window}
     found = []
     for group in dict.fromkeys(map(_group, first)):
+        null = _mean([row.null for row in first if _group(row) == group])
         for contender in contenders:
             own = [row for row in contender.rows if _group(row) == group]
             if own:
-                null = null_model(first[0].reach, round(_mean([row.prompt_tokens for row in own])))
                 found.append(_outcome(contender, own, [row for row in own if row.prompt_sha256 in beyond], null))
     return found
 

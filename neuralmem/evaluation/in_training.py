@@ -79,11 +79,13 @@ class Needles(Probe):
         for length, samples in self.prompts.items():
             answers = list(self._ask(reader, settings, samples))
             values[f"found_{length}"] = sum(self._score(*pair) for pair in answers) / len(answers)
-            first = [rank_of_first(answer.log_likelihoods) == 1 for _, answer in answers]
-            values[f"likeliest_{length}"] = sum(first) / len(first)
+            first = [rank_of_first(answer.log_likelihoods) == 1 for _, answer in answers if answer.log_likelihoods]
+            if first:
+                values[f"likeliest_{length}"] = sum(first) / len(first)
         curves = {
             label: [(float(length), values[f"{key}_{length}"]) for length in self.prompts]
             for label, key in (("answered exactly", "found"), ("likeliest of ten", "likeliest"))
+            if all(f"{key}_{length}" in values for length in self.prompts)
         }
         return Reading(values, ("length in tokens", "share of needles"), curves)
 
@@ -105,10 +107,10 @@ class Needles(Probe):
             for _, answers in reader.ask(group, ("none",), new_tokens(settings, group)):
                 yield from zip(group, answers, strict=True)
 
-    def _score(self, sample: Sample, answer: Answer) -> int:
+    def _score(self, sample: Sample, answer: Answer) -> float:
         if self.task.name == "recall":
-            return strict(answer.text, sample.answer, self.task.kind)
-        return official(answer.text, sample.answer)
+            return strict(answer.text, sample.answers, self.task.kind)
+        return official(answer.text, sample.answers)
 
 
 class PerplexityByPosition(Probe):

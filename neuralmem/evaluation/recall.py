@@ -21,8 +21,8 @@ from neuralmem.data.document import limited
 from neuralmem.data.needles import HAYSTACK_CHARACTERS, NeedleFormat, find_keys
 from neuralmem.data.sources import open_source
 from neuralmem.errors import UserError
+from neuralmem.evaluation.cell import Build, Cell, too_short
 from neuralmem.evaluation.contexts import Insert, TokenisedHaystack
-from neuralmem.evaluation.protocols import Build, Cell, too_short
 from neuralmem.evaluation.rope import Rope
 from neuralmem.evaluation.sample import Sample
 from neuralmem.models.checkpoint import verify
@@ -178,8 +178,8 @@ def recall_prompts(
             if other not in (value, *others):
                 others.append(other)
         answers = [form.answer(v) for v in (value, *others)]
-        spans = {"context": (0, len(rope) - len(question)), "needle": context.spans[0]}
-        return cell.sample(number, rope, spans, key, form.number(value), answers)
+        inside = (0, len(rope) - len(question))
+        return cell.sample(number, rope, inside, context.spans[:1], key, [form.number(value)], answers)
 
     return build
 

@@ -9,7 +9,7 @@ of the reader, and not a model: every task that asks through `Reader` can be ask
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Self
 
@@ -28,7 +28,7 @@ _TOKEN, _POSTING, _ENTRY = 4, 8, 12  # bytes of a token; of (passage, count); of
 
 
 class Question(NamedTuple):
-    """What is asked: its tokens Int[T], and the word or words that it is about, for memories that look up keys."""
+    """What is asked: its tokens Int[T], and the key or keys ("a, b, and c") that it is about."""
 
     ids: Tensor
     key: str
@@ -188,46 +188,75 @@ class TextReader(Reader):
     def __init__(self, reader: Reader, memory: TextMemory, budget: int) -> None:
         super().__init__(reader.model, reader.tokenizer, reader.stream_chunk, reader.progress, reader.segment)
         self.memory, self.budget = memory, budget
+        self._inner = Reader(reader.model, reader.tokenizer, reader.stream_chunk, segment=reader.segment)
 
     @torch.no_grad()
     def ask(
-        self, samples: Sequence[Sample], ablations: Sequence[str], max_new_tokens: int
+        self,
+        samples: Sequence[Sample],
+        ablations: Sequence[str],
+        max_new_tokens: int,
+        partner: Callable[[], Sample] | None = None,
     ) -> Iterator[tuple[str, list[Answer]]]:
-        """As `Reader.ask`. Reading is the memory's; asking begins with its search."""
-        rooms = [self._room(sample) for sample in samples]
+        """As `Reader.ask`. Reading is the memory's; asking begins with its search.
+
+        "shuffled" searches for the question in what was kept of another sample's haystack.
+        """
+        rooms = [self._room(sample, max_new_tokens) for sample in samples]
         start = time.perf_counter()
         state = self._write(samples)
         reading = (time.perf_counter() - start) / len(samples)
+        self.progress(sum(len(s.rope) for s in samples) * len({MODES[name] for name in ablations}))
+        own = [name for name in ablations if name != "shuffled"]
+        if own:
+            yield from self._search(samples, rooms, state, own, max_new_tokens, reading)
+        if "shuffled" in ablations:
+            other, partners = self._shuffle_texts(samples, state, partner)
+            for _, answers in self._search(samples, rooms, other, ["none"], max_new_tokens, reading):
+                both = zip(answers, partners, strict=True)
+                yield "shuffled", [replace(answer, ablation="shuffled", partner=number) for answer, number in both]
+
+    def _search(
+        self,
+        samples: Sequence[Sample],
+        rooms: Sequence[int],
+        state: TextState,
+        ablations: Sequence[str],
+        max_new_tokens: int,
+        reading: float,
+    ) -> Iterator[tuple[str, list[Answer]]]:
+        """Ask the model with what is found in a state of the memory."""
         start = time.perf_counter()
         questions = [Question(s.rope.slice(s.question, len(s.rope)), s.key) for s in samples]
         found, state = self.memory.read(questions, rooms, state)
-        searching = (time.perf_counter() - start) / len(samples)
+        before = reading + (time.perf_counter() - start) / len(samples)
         short = [_with_context(*pair) for pair in zip(samples, found, strict=True)]
-        left_out = sum(len(a.rope) - len(b.rope) for a, b in zip(samples, short, strict=True))
-        self.progress(left_out * len({MODES[name] for name in ablations}))
-        sizes = [state.select([i]) for i in range(len(samples))]
-        for name, answers in super().ask(short, ablations, max_new_tokens):
-            yield (
-                name,
-                [
-                    replace(
-                        answer,
-                        seconds=reading + searching + answer.seconds,
-                        reading=reading,
-                        text_bytes=size.text_bytes,
-                        index_bytes=size.index_bytes,
-                    )
-                    for answer, size in zip(answers, sizes, strict=True)
-                ],
-            )
+        kept = [state.select([row]) for row in range(len(samples))]
+        for name, answers in self._inner.ask(short, ablations, max_new_tokens):
+            timed = [replace(a, seconds=before + a.seconds, reading=reading) for a in answers]
+            both = zip(timed, kept, strict=True)
+            yield name, [replace(a, text_bytes=k.text_bytes, index_bytes=k.index_bytes) for a, k in both]
 
-    def _room(self, sample: Sample) -> int:
+    def _shuffle_texts(
+        self, samples: Sequence[Sample], state: TextState, partner: Callable[[], Sample] | None
+    ) -> tuple[TextState, list[int]]:
+        """For every sample what was kept of another's haystack, that of the row before it, and the other's number."""
+        if len(samples) > 1:
+            before = [(row - 1) % len(samples) for row in range(len(samples))]
+            return state.select(before), [samples[row].number for row in before]
+        if partner is None:
+            raise ValueError("a batch of one sample has no other haystack: give a partner")
+        other = partner()
+        return self._write([other]), [other.number]
+
+    def _room(self, sample: Sample, max_new_tokens: int) -> int:
         """Tokens left for text beside the question and the longest answer.
 
         Raises:
             UserError: there are none.
         """
-        needed = len(sample.rope) - sample.question + max(map(len, sample.candidates), default=0)
+        answer = max(map(len, sample.candidates), default=max_new_tokens)
+        needed = len(sample.rope) - sample.question + answer
         if needed >= self.budget:
             raise UserError(
                 f"--budget is {self.budget}; it must be more than {needed} tokens, a question of {sample.task.name} "

@@ -24,6 +24,7 @@ import torch
 from neuralmem.config import ModelConfig
 from neuralmem.errors import UserError
 from neuralmem.models.causal_lm import build_model
+from neuralmem.models.checkpoint import read_config
 from neuralmem.training import figures, logs, machine, probes
 from neuralmem.training.flops import count_flops
 from neuralmem.training.meter import Meter
@@ -123,8 +124,7 @@ def _body(folder: Path, rows: figures.Rows) -> Iterator[str]:
         seconds = median(line["seconds"] for line in lines)
         yield _picture(f"Probe: {name}", figures.probe(lines), f"{seconds:.1f} s each time.")
     if (config := folder / "config.json").is_file():
-        fields = {name: value for name, value in json.loads(config.read_text()).items() if name != "format"}
-        yield "<h2>Model</h2>" + _table(_sizes(ModelConfig.from_dict(fields), _length(folder)))
+        yield "<h2>Model</h2>" + _table(_sizes(read_config(config), _length(folder)))
     if where:
         yield "<h2>Machine and versions</h2>" + _table(where)
     if (config := folder / "config.yaml").is_file():

@@ -1,10 +1,11 @@
-"""An oracle with the interface of a model: it finds every needle in the text that it still has, and nothing else.
+"""An oracle with the interface of a model: it finds and counts what is in the text that it still has, and nothing else.
 
 With memory on that is the whole text, frozen or off it is the last `reach` tokens, and after a reset nothing. So the
 score that evaluation must report is known beforehand, which no trained model offers.
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,8 +13,50 @@ from torch import Tensor
 
 from neuralmem.tokenizer import ByteTokenizer
 
-RULER = re.compile(rb"for ([^\n?]+?) mentioned in the provided text is(?P<said>[^\n]*)$")
+RULER = re.compile(rb"for ([^\n?]+?) mentioned in the provided text (?:is|are)(?P<said>[^\n]*)$")
 RECALL = re.compile(rb"@([A-Za-z]+)=(?P<said>[^@=]*)$")
+VT = re.compile(rb"variables are ass\w+ the value (\d+), they are:(?P<said>[^\n]*)$")
+CWE = re.compile(rb"appear most often in the list (are):(?P<said>[^\n]*)$")
+FWE = re.compile(rb"frequently appeared words (are):(?P<said>[^\n]*)$")
+
+
+def needles(asked: bytes, known: bytes) -> bytes:
+    """The values of all keys that are asked for."""
+    keys = re.split(rb", and |, ", asked)
+    found = [value for key in keys for value in re.findall(rb"for %s is: ([^\n]+?)\." % re.escape(key), known)]
+    return b" " + b", ".join(found) if found else b""
+
+
+def recall(asked: bytes, known: bytes) -> bytes:
+    """The value of a fact."""
+    found = re.search(rb"@%s=(\d+)\n" % re.escape(asked), known)
+    return found[1] + b"\n" if found else b""
+
+
+def variables(asked: bytes, known: bytes) -> bytes:
+    """All variables that are assigned something; those of the example have three letters."""
+    return b"".join(b" " + name for name in re.findall(rb"VAR ([A-Z]{5}) =", known))
+
+
+def most(words: list[bytes], count: int) -> list[bytes]:
+    """The most frequent."""
+    return [word for word, _ in Counter(word for word in words if word != b"...").most_common(count)]
+
+
+def common(asked: bytes, known: bytes) -> bytes:
+    """The ten most frequent entries of the last list."""
+    entries = known[: known.rindex(b"\nQuestion")].rsplit(b"often.\n", 1)[-1]
+    found = most(re.findall(rb"\d+\. (.+?)(?= \d+\. |$)", entries), 10)
+    return b"".join(b" %d. %s" % (i + 1, word) for i, word in enumerate(found))
+
+
+def coded(asked: bytes, known: bytes) -> bytes:
+    """The three most frequent words."""
+    words = known[: known.rindex(b"\nQuestion")].rsplit(b"coded words. ", 1)[-1].split(b" ")
+    return b"".join(b" " + word for word in most(words, 3))
+
+
+KNOWN = ((RULER, needles), (VT, variables), (CWE, common), (FWE, coded), (RECALL, recall))
 
 
 @dataclass(frozen=True)
@@ -65,11 +108,10 @@ class Oracle:
         known = text if memory == "on" else text[-self.reach - 1 :]
         logits = torch.zeros(self.tokenizer.vocab_size)
         logits[ord(".")] = 4.0
-        asked = RULER.search(text[-400:])
-        pattern, form = (rb"for %s is: (.+)\.", b" %s.") if asked else (rb"@%s=(\d+)\n", b"%s\n")
-        asked = asked or RECALL.search(text[-40:])
-        if asked and (found := re.search(pattern % re.escape(asked[1]), known)):
-            answer, said = form % found[1], asked["said"]
-            if answer.startswith(said) and len(said) < len(answer):
-                logits[answer[len(said)]] = 8.0
+        for pattern, answer_to in KNOWN:
+            if asked := pattern.search(text[-900:]):
+                answer, said = answer_to(asked[1], known), asked["said"]
+                if answer.startswith(said) and len(said) < len(answer):
+                    logits[answer[len(said)]] = 8.0
+                break
         return torch.full_like(logits, torch.nan) if self.broken else logits

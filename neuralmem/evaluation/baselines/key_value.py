@@ -8,6 +8,7 @@ whatever the length: the first level has what was written in the last `stay` tok
 each of these.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -32,7 +33,7 @@ class KeyValue(PassageMemory):
         splitter: cuts the text into passages
         capacity: tokens of the second level, at most
         stay: tokens for which a passage stays in the first level after it was written or found
-        find: "bm25": by the words of the question; "key": passages in which the words of the question's key stand in a
+        find: "bm25": by the words of the question; "key": passages in which the words of a key asked for stand in a
             row, the latest first. With "key" nothing is found while reading, since nothing is asked.
     """
 
@@ -65,7 +66,8 @@ class KeyValue(PassageMemory):
     def rank(self, passages: Sequence[Passage], question: Question, room: int) -> list[Passage]:
         if self.find == "bm25":
             return rank_by_words(passages, split_words(self.tokenizer.decode(question.ids.tolist())))
-        return [p for p in reversed(passages) if self._has(p, split_words(question.key))]
+        keys = [split_words(key) for key in re.split(r", and |, ", question.key)]
+        return [p for p in reversed(passages) if any(self._has(p, key) for key in keys)]
 
     def _has(self, passage: Passage, key: list[str]) -> bool:
         if not key or not all(word in passage.words for word in key):
