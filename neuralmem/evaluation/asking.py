@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from neuralmem.evaluation.journal import Journal
+from neuralmem.evaluation.niah import readings
 from neuralmem.evaluation.reader import Answer, Reader
 from neuralmem.evaluation.rows import Subject
 from neuralmem.evaluation.sample import Sample
@@ -51,6 +52,8 @@ def ask_missing(
     ordered = sorted(range(len(samples)), key=lambda i: (missing(i), len(samples[i].rope)))
     for names, same in groupby(ordered, key=missing):
         group = list(same)
+        done = readings(ablations) - readings(names)
+        reader.progress(done * sum(len(samples[i].rope) for i in group))
         for start in range(0, len(group), batch_size) if names else ():
             batch = group[start : start + batch_size]
             for name, answers in reader.ask([samples[i] for i in batch], names, max_new_tokens):

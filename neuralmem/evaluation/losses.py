@@ -108,8 +108,10 @@ class LossReader:
         """(first token read, first token predicted, the one after the last) of every window of a text."""
         reach = self.model.reach
         stride = max(reach // 2, _LEAST_STRIDE)
-        for start in range(1, length, stride):
-            yield max(0, start - 1 - reach) // self.segment * self.segment, start, min(start + stride, length)
+        start, stop = 1, min(length, reach + stride + 1)
+        while start < length:
+            yield max(0, start - 1 - reach) // self.segment * self.segment, start, stop
+            start, stop = stop, min(length, stop + stride)
 
     def _vocabulary(self) -> int:
         config = getattr(self.model, "config", None)

@@ -79,6 +79,8 @@ def measure(
             {d.sha256: d for d, k in zip(documents, keys, strict=True) if journal.find(**k) is None}.values(),
             key=lambda d: len(d.tokens),
         )
+        cost = [sum(reader.cost(len(d.tokens), reading) for d in some) for some in (documents, todo)]
+        reader.progress(cost[0] - cost[1])
         for start in range(0, len(todo), batch_size):
             batch = todo[start : start + batch_size]
             begin = time.perf_counter()

@@ -49,6 +49,7 @@ def measure(
     for reading in readings:
         keys = [key(one, reading, subject) | {"train_length": train_length} for one in hashes]
         todo = [i for i, k in enumerate(keys) if journal.find(**k) is None]
+        reader.progress(sum(reader.cost(len(row.tokens), reading) for i, row in enumerate(rows) if i not in todo))
         for start in range(0, len(todo), batch_size):
             batch = todo[start : start + batch_size]
             begin = time.perf_counter()

@@ -114,7 +114,7 @@ def write_lines(
         panel.plot(x, y, color=colour, linewidth=1.8, label=name, **style)
     if xs[0] > 0:
         panel.set_xscale("log", base=2)
-    else:  # 0 stands as far from the first length as that from twice its own
+    else:  # 0 has no place on a logarithmic axis
         panel.set_xscale("symlog", base=2, linthresh=xs[1] if len(xs) > 1 else 1)
     ticks = xs[:: -(-len(xs) // 16)]
     panel.set_xticks(ticks, [short(int(x)) for x in ticks])

@@ -43,6 +43,7 @@ def test_window_cuts_the_history(segment: int) -> None:
     assert known[:41] == list(range(1, 42)), "all of it while it is no longer than the reach"
     assert all(41 <= k <= 41 + 31 + segment for k in known[40:]), "the reach, and a stride and a segment at most"
     assert max(known) > 41
+    assert reader.cost(60, "window") == reader.cost(60, "on"), "a text within reach and a stride is read once"
     before = model.tokens
     reader.read([row], "window")
     assert model.tokens - before == reader.cost(200, "window")
