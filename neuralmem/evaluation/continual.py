@@ -13,9 +13,9 @@ from functools import partial
 from random import Random
 from typing import ClassVar, NamedTuple
 
-from neuralmem.evaluation.columns import Line
 from neuralmem.evaluation.curves import Curve, Curves
 from neuralmem.evaluation.facts import Facts
+from neuralmem.evaluation.lines import Line
 from neuralmem.evaluation.script import Script, Writer
 from neuralmem.evaluation.streams import CONTROLS, Cell, Row, answers, chance, share
 

@@ -73,7 +73,7 @@ class Facts:
 
     def fact(self, key: str, value: int) -> list[int]:
         """Tokens of a fact."""
-        return [*self._question(key), *self.encode(self.form.answer(value))]
+        return [*self.encode(self.form.head(key)), *self.encode(self.form.told(value))]
 
     def question(self, key: str, value: int, told: int | None, **labels: object) -> Question:
         """The question for a key, with one value as its answer; labels: see `Question`."""

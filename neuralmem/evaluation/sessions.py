@@ -11,9 +11,9 @@ from functools import partial
 from random import Random
 from typing import ClassVar
 
-from neuralmem.evaluation.columns import Line
 from neuralmem.evaluation.curves import Curves
 from neuralmem.evaluation.facts import Facts
+from neuralmem.evaluation.lines import Line
 from neuralmem.evaluation.script import Script, Writer
 from neuralmem.evaluation.streams import Cell, Row, answers, chance, line_curves, score
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
-from neuralmem.evaluation.columns import Line
 from neuralmem.evaluation.curves import Curve, Curves, share_curve
 from neuralmem.evaluation.facts import Facts
 from neuralmem.evaluation.journal import Journal
+from neuralmem.evaluation.lines import Line
 from neuralmem.evaluation.listener import Listener, Reply
 from neuralmem.evaluation.rows import Subject
 from neuralmem.evaluation.script import Script

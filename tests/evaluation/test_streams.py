@@ -12,12 +12,12 @@ import torch
 
 from neuralmem.errors import UserError
 from neuralmem.evaluation.capacity import Capacity
-from neuralmem.evaluation.columns import Line
 from neuralmem.evaluation.continual import Continual, measures
 from neuralmem.evaluation.copy import Copy
 from neuralmem.evaluation.curves import draw
 from neuralmem.evaluation.facts import Facts
 from neuralmem.evaluation.half_life import Forgetting
+from neuralmem.evaluation.lines import Line
 from neuralmem.evaluation.listener import Listener
 from neuralmem.evaluation.mqar import ManyQuestions
 from neuralmem.evaluation.overwrite import Overwrite

@@ -5,11 +5,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 from neuralmem.errors import UserError
-from neuralmem.evaluation.columns import print_lines, to_csv
 from neuralmem.evaluation.curves import write_curves
 from neuralmem.evaluation.facts import Facts
 from neuralmem.evaluation.haystack import NAMES
 from neuralmem.evaluation.lengths import split_list
+from neuralmem.evaluation.lines import print_lines, to_csv
 from neuralmem.evaluation.listener import Listener
 from neuralmem.evaluation.opened import Opened, add_common_options, check_positive, one_of, open_checkpoint
 from neuralmem.evaluation.screen import progress_bar, write_whole
