@@ -126,13 +126,15 @@ class Forgetting:
             notes.append(
                 f"{form}: {self._say(life)}; level {curve.level:.2f}, root mean square error {curve.error:.3f}."
             )
+        if all(answer["seen"] for answer in answers(rows)["none"]):
+            notes.append("Attention sees all of it: this is no half-life of a memory.")
         return notes
 
     def _say(self, life: HalfLife) -> str:
         """In words; what was not reached is not made up."""
         end = f"{self.distances[-1]:,}"
         if math.isnan(life.tokens):
-            return "none, since nothing was recalled beyond reach"
+            return "none, since nothing was recalled"
         low, high = (f"over {end}" if math.isinf(x) else f"{x:,.0f}" for x in (life.low, life.high))
         interval = f"95% interval {low} to {high}"
         if math.isinf(life.tokens):

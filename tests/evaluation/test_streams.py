@@ -206,12 +206,15 @@ def test_half_life_that_is_not_reached_and_that_is_none(facts: Facts, subject: S
     kept = measure.notes(ask(measure, facts, subject, tmp_path / "a", Keeper(), sampling))
     assert kept[0].startswith("Half-life: not reached within 512 tokens (95% interval over 512 to over 512)")
     lost = measure.notes(ask(measure, facts, subject, tmp_path / "b", Keeper(lambda told, now: []), sampling))
-    assert lost[0].startswith("Half-life: none, since nothing was recalled beyond reach")
+    assert lost[0].startswith("Half-life: none, since nothing was recalled;")
     wide = replace(subject, reach=300)
     near = ask(measure, facts, wide, tmp_path / "c", Keeper(lambda told, now: [], reach=300), sampling)
     assert [line["null model"] for line in measure.lines(near)] == [1.0, 1.0, 1.0, 0.0]
     assert [line["tokens"] for line in measure.lines(near)] == [64, 128, 256, 512]
     assert measure.notes(near)[0].startswith("Fewer than three distances lie beyond reach")
+    full = replace(subject, reach=9999)
+    seen = measure.notes(ask(measure, facts, full, tmp_path / "d", Keeper(reach=9999), sampling))
+    assert seen[-1] == "Attention sees all of it: this is no half-life of a memory."
 
 
 def test_capacity_in_bits(facts: Facts, subject: Subject, tmp_path: Path) -> None:
