@@ -26,7 +26,7 @@ def hand_over(states: Sequence[dict[str, Any]], index: int, count: int, total: i
 
     Example:
         >>> faults = Faults().to_dict()
-        >>> rest = {"yielded": 0, "cursors": [None], "faults": faults, "source": ""}
+        >>> rest = {"yielded": 0, "cursors": [None], "faults": faults, "settings": {}}
         >>> two = [{"epoch": 0, "next": 6} | rest, {"epoch": 0, "next": 3} | rest]  # 0, 2, 4 and 1 are read
         >>> position = hand_over(two, 0, 1, total=9)
         >>> [number for _, number, _ in position["left"]], position["next"]
@@ -58,7 +58,7 @@ def hand_over(states: Sequence[dict[str, Any]], index: int, count: int, total: i
         "cursors": [],
         "left": sorted(left)[index::count],
         "faults": faults.to_dict(),
-        "source": states[0]["source"],
+        "settings": states[0]["settings"],
     }
 
 

@@ -117,7 +117,8 @@ class TextData(DataModule):
         tokenizer: "bytes", "bpe:NUMBER" or "words:NUMBER" (trained on the source and kept in a cache; "words" keeps
             spaces apart from words), or the path of a tokenizer.json
         source: "builtin" (prose of the Python library), "stdlib" (its sources), a path, folder or glob of text, jsonl
-            and parquet files, or "hf:NAME"; or a list of these
+            and parquet files, a dataset by name ("fineweb-edu", or any as "hf:NAME"), or "shards:FOLDER"; a list of
+            these, or a mapping of them to weights
         sequence_length: tokens per row
         batch_size: rows per device
         align: documents start on multiples of this many tokens: the memory's chunk_size, or the segment of titans_mac
@@ -260,7 +261,7 @@ class NeedleData(_Synthetic, DataModule):
         stages: the curriculum
         tokenizer: "words:NUMBER", "bpe:NUMBER" (trained on the source and kept in a cache), "bytes", or the path of a
             tokenizer.json
-        source: where the text comes from, as in TextData; validation uses documents of its own
+        source: where the text comes from, as in TextData but for shards; validation uses documents of its own
         form: format of facts and questions, and which keys and pairs are kept for validation
         placing: "scattered" through the row, or facts in "front" and questions behind
         text_weight: loss weight of the text relative to that of the answers
@@ -275,7 +276,7 @@ class NeedleData(_Synthetic, DataModule):
         self,
         stages: list[Stage],
         tokenizer: str = "words:1024",
-        source: str | list[str] = "builtin",
+        source: str | list[str] | dict[str, float] = "builtin",
         form: NeedleFormat = NeedleFormat(),
         placing: Literal["scattered", "front"] = "scattered",
         text_weight: float = 0.05,

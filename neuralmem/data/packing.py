@@ -9,6 +9,7 @@ are counted, warned of and left out.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from neuralmem.data.batch import NO_LOSS, Batch
 from neuralmem.data.document import Tokenized, Unreadable
 from neuralmem.data.faults import Faults
 from neuralmem.data.handover import hand_over
-from neuralmem.data.readers import ENDLESS, reader
+from neuralmem.data.readers import ENDLESS, reader, refuse_changed
 from neuralmem.data.sources import Document, Source
 from neuralmem.errors import UserError
 from neuralmem.tokenizer import Tokenizer
@@ -129,7 +130,7 @@ class PackedText(IterableDataset[Batch]):
         position = {"epoch": self._epoch, "next": self._next, "yielded": self._yielded, "cursors": cursors}
         if self._left:
             position["left"] = [list(one) for one in self._left]
-        return position | {"faults": self.faults.to_dict(), "source": self.source.fingerprint()}
+        return position | {"faults": self.faults.to_dict(), "settings": self._settings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a saved position; documents that were being read are read again."""
@@ -138,8 +139,7 @@ class PackedText(IterableDataset[Batch]):
                 f"batch_size or carry has changed: the saved position has {len(state['cursors'])} open documents, "
                 f"this run {len(self._cursors)}; resume with the settings of the saved run"
             )
-        if state.get("source", self.source.fingerprint()) != self.source.fingerprint():
-            raise UserError(f"source {self.source.name!r} has changed since the position to resume from was saved")
+        refuse_changed(state.get("settings", {}), self._settings)
         if "faults" in state:
             self.faults = Faults.from_dict(state["faults"])
         self._epoch, self._next, self._yielded = state["epoch"], state["next"], state["yielded"]
@@ -150,6 +150,11 @@ class PackedText(IterableDataset[Batch]):
     def take_over(self, positions: Sequence[dict[str, Any]]) -> None:
         """Go on where several readers, in this order, have stopped, whatever their number; see `hand_over`."""
         self._others = positions
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        """What a position hangs on."""
+        return {"seed": self.seed, "tokenizer": self.tokenizer.fingerprint, "source": self.source.fingerprint()}
 
     def _rewind(self) -> None:
         self._epoch, self._yielded, self._resumed = 0, 0, False

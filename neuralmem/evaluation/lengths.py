@@ -38,6 +38,22 @@ def parse_lengths(text: str, train_length: int | None = None, option: str = "--l
     return sorted(lengths)
 
 
+def parse_tokens(text: str, option: str) -> int:
+    """A number of tokens: 4096, 4k or 1m.
+
+    Raises:
+        UserError: it is none, or 0.
+
+    Example:
+        >>> parse_tokens("256k", "--tokens")
+        262144
+    """
+    found = re.fullmatch(r"(\d+)([km]?)", text.strip().lower())
+    if not found or not int(found[1]):
+        raise UserError(f"{option} is {text!r}; it must be a number of tokens: 4096, 4k or 1m")
+    return int(found[1]) * _UNITS[found[2]]
+
+
 def parse_samples(text: str) -> tuple[int, ...]:
     """Samples per length, in ascending order of the lengths.
 

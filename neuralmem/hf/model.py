@@ -77,6 +77,7 @@ class NeuralMemForCausalLM(PreTrainedModel, GenerationMixin):
             UserError: a file that differs from the manifest; a weight that is missing, unknown or of another shape.
         """
         wanted = options.pop("output_loading_info", False)
+        options["ignore_mismatched_sizes"] = True  # they are reported like missing ones then, and refused
 
         def read(files: Mapping[str, Path] | None = None) -> Any:
             if files is not None and WEIGHTS not in files and (folder / WEIGHTS).exists():
@@ -88,7 +89,7 @@ class NeuralMemForCausalLM(PreTrainedModel, GenerationMixin):
             _fits(pretrained_model_name_or_path, loaded[1])
             return loaded if wanted else loaded[0]
 
-        folder = Path(pretrained_model_name_or_path or "", options.get("subfolder", ""))
+        folder = Path(pretrained_model_name_or_path or "", options.get("subfolder") or "")
         if pretrained_model_name_or_path is None or durable.manifest(folder) is None:
             return read()
         if (folder / durable.COMMITTED).exists():

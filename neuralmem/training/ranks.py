@@ -5,8 +5,10 @@ run is another run. Where the number of ranks or loader processes has changed, d
 places over to the new ones, and others are refused: documents would be skipped or read again, without a word.
 """
 
+import hashlib
 import random
 import sys
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -15,6 +17,7 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from neuralmem.data.handover import positions
+from neuralmem.durable import manifest
 from neuralmem.errors import UserError
 from neuralmem.training.meter import Meter
 
@@ -41,11 +44,25 @@ class RankState(L.Callback):
 
     Args:
         meter: what collects the values of the next line of the log
+        checkpoint: what this rank is about to go on from
     """
 
-    def __init__(self, meter: Meter) -> None:
-        self.meter = meter
+    def __init__(self, meter: Meter, checkpoint: Path | None = None) -> None:
+        self.meter, self.checkpoint = meter, checkpoint
         self.pending: dict[str, Any] | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Refuse to go on from different checkpoints: a rank may see another folder, or a broken copy.
+
+        Before one is read, for a rank that has none would not take part in what follows.
+        """
+        found = gather(trainer, _described(self.checkpoint))
+        if len(set(found)) > 1:
+            ranks = ", ".join(f"rank {rank}: {one}" for rank, one in enumerate(found))
+            raise UserError(
+                f"the ranks go on from different checkpoints ({ranks}); the run's folder must be one that all machines "
+                "share, with the same content"
+            )
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint["readers"] = _readers(trainer)
@@ -102,6 +119,14 @@ def _hand_over(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
     _fit_loop(checkpoint).pop("combined_loader")
     if trainer.is_global_zero:
         print(f"the data go on with {ours}, after {theirs}; no document is skipped or repeated", file=sys.stderr)
+
+
+def _described(checkpoint: Path | None) -> str:
+    """Name of a checkpoint, and the beginning of its manifest's sha256, which stands for all of its content."""
+    if checkpoint is None:
+        return "none"
+    listed = hashlib.sha256(manifest(checkpoint) or b"").hexdigest()
+    return f"{checkpoint.name} of manifest {listed[:12]}"
 
 
 def _readers(trainer: L.Trainer) -> dict[str, int]:

@@ -95,7 +95,7 @@ def test_readers_in_different_passes() -> None:
         "yielded": 3,
         "cursors": [None],
         "faults": {"documents": 4, "counts": {"empty": 1}, "first": {"empty": "a.txt"}},
-        "source": "",
+        "settings": {},
     }
     states = [{"epoch": 1, "next": 4} | rest, {"epoch": 0, "next": 5, "left": [[0, 1, 7]]} | rest]
     new = [hand_over(states, index, 3, total=9) for index in range(3)]

@@ -152,8 +152,9 @@ def test_weights_in_several_files_are_loaded_and_older_ones_are_not(
     [
         (lambda t: t.pop("norm.gain"), "missing weight norm.gain"),
         (lambda t: t.update(extra=torch.zeros(1)), "unexpected weight extra"),
+        (lambda t: t.update({"norm.gain": torch.ones(9)}), r"mismatched weight \('norm.gain', .*\)"),
     ],
-    ids=["missing", "unexpected"],
+    ids=["missing", "unexpected", "shape"],
 )
 def test_weights_that_do_not_fit_are_refused(
     run: Path, tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str

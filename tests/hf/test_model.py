@@ -1,5 +1,6 @@
 """The transformers model computes what the model in it computes, and its folders come back to the bit."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,6 +142,17 @@ def test_a_larger_vocabulary_reads_its_new_tokens(hf: NeuralMemForCausalLM) -> N
     close(hf(input_ids=tokens).logits[..., :257], before)
     assert hf(input_ids=torch.tensor([[259]])).logits.shape == (1, 1, 260)
     assert hf.causal_lm.config.vocab_size == hf.config.vocab_size == 260
+
+
+def test_what_replaces_a_module_counts_in_copies_too(hf: NeuralMemForCausalLM) -> None:
+    """As adapters do: the wrapper and the model in it must not come apart."""
+    tokens = torch.randint(257, (1, T))
+    copied = copy.deepcopy(hf)
+    copied.head = torch.nn.Linear(8, 257).double()
+    close(copied(input_ids=tokens).logits, copied.causal_lm(tokens)[0])
+    assert copied.causal_lm.head is copied.head
+    assert hf.causal_lm.head is hf.head is not copied.head
+    assert not torch.allclose(copied(input_ids=tokens).logits, hf(input_ids=tokens).logits)
 
 
 def test_a_state_goes_through_a_file_into_a_cache(hf: NeuralMemForCausalLM, tmp_path: Path) -> None:

@@ -132,6 +132,38 @@ def test_an_interrupt_before_training_goes_on_leaves_the_checkpoint_alone(
     assert (run / "checkpoints" / "step=2" / "manifest.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("workers", "change", "said"),
+    [
+        ("0", "seed", "data.seed has changed since the checkpoint was saved: it was 0, it is 1; "),
+        ("2", "seed", "data.seed has changed since the checkpoint was saved: it was 0, it is 1; "),
+        (
+            "0",
+            "text",
+            "data.source has changed since the checkpoint was saved: it was 9 train documents (share 0.1) of ",
+        ),
+    ],
+)
+def test_changed_data_are_refused(
+    train: Train, capsys: pytest.CaptureFixture, workers: str, change: str, said: str
+) -> None:
+    Path("texts").mkdir()
+    for number in range(9):
+        Path(f"texts/{number}.txt").write_text(f"{number} " * 900)
+    options = ["--data.source", "texts", "--data.num_workers", workers, "--data.seed"]
+    run = train("transformer", "a", *options, "0", "--trainer.max_steps", "2")
+    before = sorted(path.name for path in run.rglob("*"))
+    capsys.readouterr()
+    if change == "text":
+        Path("texts/4.txt").write_text("4 " * 901)
+    again = [*options, "1" if change == "seed" else "0", "--trainer.max_steps", "4", "--resume", "auto"]
+    assert main(["--config", str(run / "config.yaml"), *again]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: {said}")
+    assert last.endswith("; resume with what it was, or begin anew in another --run")
+    assert sorted(path.name for path in run.rglob("*")) == before
+
+
 def test_resume_and_another_checkpoint_are_refused(train: Train, capsys: pytest.CaptureFixture) -> None:
     run = train("transformer", "a", "--trainer.max_steps", "1")
     options = ["--config", str(run / "config.yaml"), "--ckpt_path", "a/checkpoints/step=1"]
