@@ -4,17 +4,17 @@ Special: what is beyond reach is so for the checkpoint that is compared with the
 is about the same needles. What is weighed against accuracy is what has to be kept until the question comes.
 """
 
-import csv
-import io
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from neuralmem.evaluation.report import reach_note
 from neuralmem.evaluation.rows import Row
 from neuralmem.evaluation.stats import Share, wilson
 from neuralmem.evaluation.summary import Group, score
@@ -111,21 +111,20 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def to_csv(outcomes: Sequence[Outcome]) -> str:
-    """One line per group and memory, with accuracies, intervals, n, bytes and milliseconds."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    columns = (
-        "task protocol haystack nominal_len memory baseline null n accuracy low high n_beyond beyond beyond_low "
-        "beyond_high kept_bytes state_bytes text_bytes index_bytes read_ms ask_ms"
-    )
-    table.writerow(columns.split())
+def to_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """One row of a table per group and memory, with accuracies, intervals, n, bytes and milliseconds."""
+    rows = []
     for o in outcomes:
-        beyond = [o.beyond.n, *(o.beyond[2:] if o.beyond.n else ("", "", ""))]
-        sizes = [o.kept_bytes, o.state_bytes, o.text_bytes, o.index_bytes, o.read_ms, o.ask_ms]
-        values = [*o.group, o.name, o.label, o.null, o.accuracy.n, *o.accuracy[2:], *beyond, *sizes]
-        table.writerow([round(value, 6) if isinstance(value, float) else value for value in values])
-    return text.getvalue()
+        low, high = (o.beyond.low, o.beyond.high) if o.beyond.n else (math.nan, math.nan)
+        rows.append(
+            {"task": o.group.task, "protocol": o.group.protocol, "haystack": o.group.haystack}
+            | {"nominal_len": o.group.length, "memory": o.name, "baseline": o.label, "null": o.null}
+            | {"n": o.accuracy.n, "accuracy": o.accuracy.share, "low": o.accuracy.low, "high": o.accuracy.high}
+            | {"n_beyond": o.beyond.n, "beyond": o.beyond.share, "beyond_low": low, "beyond_high": high}
+            | {"kept_bytes": o.kept_bytes, "state_bytes": o.state_bytes, "text_bytes": o.text_bytes}
+            | {"index_bytes": o.index_bytes, "read_ms": o.read_ms, "ask_ms": o.ask_ms}
+        )
+    return rows
 
 
 def print_comparison(outcomes: Sequence[Outcome], title: str, reach: int, console: Console | None = None) -> None:
@@ -162,9 +161,8 @@ def _cell(share: Share, count: bool = False) -> Text:
 
 
 def _legend(reach: int) -> str:
-    seen = "everything (full attention)" if reach >= sys.maxsize else f"{reach:,} tokens"
     return (
-        f"Beyond reach: needles that the attention of the first line's model, which sees {seen}, does not see.\n"
+        f"{reach_note(reach)} Beyond reach: needles that the first line's model does not see.\n"
         "State: of the model that answers. A baseline keeps text and index until the question, then reads afresh.\n"
         "Reading: before the question is known. Asking: search, question, ten candidates scored, answer."
     )

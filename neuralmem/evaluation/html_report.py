@@ -19,7 +19,7 @@ from neuralmem.evaluation.journal import read_lines
 
 FILE, MACHINE = "report.html", "machine.json"
 MOST_ROWS, MOST_VALUES, LONGEST = 200, 8, 80  # rows of a table; values of a setting, and characters of one
-HIDDEN = {"wall_s", "seconds", "hit", "state_bytes"}  # measured: no settings
+HIDDEN = {"wall_s", "read_s", "seconds", "hit", "state_bytes", "text_bytes", "index_bytes"}  # measured: no settings
 MEANINGS = {
     "n": "measurements",
     "accuracy": "share of right answers",
@@ -72,14 +72,16 @@ class Results(NamedTuple):
 def find_lines(folder: Path) -> tuple[str, Path] | None:
     """Name of the evaluation whose rows a folder holds, and their file; None if there are none.
 
-    Needle runs call theirs rows.jsonl, all others their own name.
+    Needle runs call theirs rows.jsonl, those of several memories as well, all others their own name.
     """
     files = sorted(folder.glob("*.jsonl"))
     named = [path for path in files if path.with_suffix(".csv").exists()] or files
     if not named:
         return None
     name = named[0].stem.replace("_", "-")
-    return ("niah" if name == "rows" else name), named[0]
+    if name == "rows":
+        name = "baselines" if (folder / "baselines.csv").exists() else "niah"
+    return name, named[0]
 
 
 def read_results(folder: Path) -> Results:

@@ -15,7 +15,7 @@ from neuralmem.errors import UserError
 from neuralmem.evaluation import rows as store
 from neuralmem.evaluation.baseline import Choices, names, open_baseline
 from neuralmem.evaluation.cli import main
-from neuralmem.evaluation.comparison import Contender, compare, to_csv
+from neuralmem.evaluation.comparison import Contender, compare, to_rows
 from neuralmem.evaluation.comparison_figure import draw
 from neuralmem.evaluation.niah import Settings, run
 from neuralmem.evaluation.prompts import find_task
@@ -188,8 +188,8 @@ def test_comparison_is_about_the_same_needles(
         assert a.beyond.share == 1.0 > b.beyond.share
         assert a.null == b.null == pytest.approx(300 / a.group.length, abs=1e-6), "rows have six digits"
         assert a.kept_bytes == a.text_bytes + a.index_bytes > b.kept_bytes == b.text_bytes == 4 * BUDGET
-    table = list(csv.DictReader(io.StringIO(to_csv(outcomes))))
-    assert [(line["nominal_len"], line["memory"], line["beyond"]) for line in table][2] == ("2048", "bm25", "1.0")
+    table = to_rows(outcomes)
+    assert [table[2][name] for name in ("nominal_len", "memory", "beyond")] == [2048, "bm25", 1.0]
     axes = draw(outcomes, "title").axes
     assert [a.get_title(loc="left") for a in axes] == [
         "s-niah-n, 1k tokens, beyond reach",
@@ -238,7 +238,7 @@ def test_all_side_by_side(tmp_path: Path, text_file: Path, capsys: pytest.Captur
     shown = capsys.readouterr()
     assert shown.err == ""
     found = sorted(path.name for path in (own / "baselines").iterdir())
-    assert found == ["baselines.csv", "baselines.png", "rows.jsonl", "settings.json"]
+    assert {"baselines.csv", "baselines.png", "report.html", "rows.jsonl", "settings.json"} <= set(found)
     lines = list(csv.DictReader(io.StringIO((own / "baselines" / "baselines.csv").read_text())))
     wanted = ["own", "own, memory off", "window", "recency", "bm25", "key-value 64", "key-value 128", "linear", "full"]
     assert [line["memory"] for line in lines] == wanted

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from neuralmem import durable
 from neuralmem.errors import UserError
 from neuralmem.evaluation.baseline import add_baseline_options, choose, names, open_baseline
 from neuralmem.evaluation.commands import niah
-from neuralmem.evaluation.comparison import Contender, compare, print_comparison, to_csv
+from neuralmem.evaluation.comparison import Contender, compare, print_comparison, to_rows
 from neuralmem.evaluation.comparison_figure import write_figure
 from neuralmem.evaluation.lengths import parse_lengths, split_list
 from neuralmem.evaluation.niah import Settings
@@ -21,6 +20,7 @@ from neuralmem.evaluation.niah import run as run_needles
 from neuralmem.evaluation.opened import Opened, add_common_options, open_checkpoint
 from neuralmem.evaluation.reader import Reader
 from neuralmem.evaluation.recall import read_training_data
+from neuralmem.evaluation.report import write_csv
 from neuralmem.evaluation.rows import Subject
 from neuralmem.evaluation.screen import progress_bar
 
@@ -89,9 +89,9 @@ def run(options: argparse.Namespace) -> None:
     chosen = choose(options, opened.subject.reach)
     about = f"budget {chosen.budget:,} tokens, passages of {chosen.passage}"
     print_comparison(outcomes, f"{opened.folder}, {about}", opened.subject.reach)
-    durable.write_file(out / "baselines.csv", to_csv(outcomes))
+    table = write_csv(out / "baselines.csv", to_rows(outcomes))
     figure = write_figure(outcomes, out / "baselines.png", f"{opened.folder.name}: {about}")
-    for path in [out / "rows.jsonl", out / "baselines.csv", figure]:
+    for path in [out / "rows.jsonl", table, figure]:
         print(path)
 
 
