@@ -3,7 +3,7 @@
 Special: a row says everything about itself (hash of the prompt's tokens, of the tokenizer, of the checkpoint, real
 length, span and distance of the needle), so rows of many runs can be put together and every prompt can be made again
 and compared.
-Rows of version 0.1, with one needle and one answer, are read as rows of today.
+Older rows, with one needle and one answer, are read as rows of today.
 Source: evaluation.md section 10, with lists of needles and answers.
 """
 
@@ -162,7 +162,7 @@ _NEW = {"needle_spans", "answers", "farthest_distance", "null", "partner"}
 
 
 def _of_today(values: dict[str, Any]) -> dict[str, Any]:
-    """A row of version 0.1 with the fields that it would have now."""
+    """An older row with the fields that it would have now."""
     return {name: value for name, value in values.items() if name not in _OLD} | {
         "needle_spans": [values["needle_span"]],
         "answers": [values["answer"]],

@@ -60,5 +60,6 @@ def run(options: argparse.Namespace) -> int:
         print(line, flush=True)
         count += 1
     rows = sum(1 for _ in read(out / "rows.jsonl"))
-    print(f"{rows:,} rows: {f'{count:,} differences' if count else 'prompts, counts and scores are what they must be'}")
+    found = f"{count:,} difference{'s' * (count != 1)}" if count else "prompts, counts and scores are what they must be"
+    print(f"{rows:,} rows: {found}")
     return 1 if count else 0
