@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from random import Random
 
 from neuralmem.errors import UserError
@@ -67,7 +68,7 @@ def exact(cell: Cell, draw: Draw, entries: Callable[[Sequence[str]], list[str]],
             room = cell.length - len(front) - len(back)
             kept, whole = cut(pieces, room)
             if room > 0 and is_clear(draft.counted[:whole], draft.answers):
-                rope, inside = Rope([front, *kept, back]), (len(front), len(front) + room)
+                rope, inside = Rope([front, list(chain.from_iterable(kept)), back]), (len(front), len(front) + room)
                 words = draft.counted[:whole]
                 return cell.sample(number, rope, inside, [inside], draft.key, draft.answers, (), words)
             tries -= 1

@@ -157,6 +157,18 @@ def read(path: Path) -> Iterator[Row]:
         yield Row(**row | {"needle_spans": spans, "answers": tuple(row["answers"])})
 
 
+def read_results(folder: Path) -> list[Row]:
+    """The rows of a results folder.
+
+    Raises:
+        UserError: there are none, or a line is not a row.
+    """
+    path = folder / "rows.jsonl"
+    if not path.is_file():
+        raise UserError(f"--out is {str(folder)!r}, which has no rows.jsonl; it must be a folder of eval.py niah")
+    return list(read(path))
+
+
 _OLD = {"needle_span", "answer"}
 _NEW = {"needle_spans", "answers", "farthest_distance", "null", "partner"}
 

@@ -12,9 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from neuralmem.errors import UserError
 from neuralmem.evaluation.compare_paper import compare, draw, print_comparisons, table_rows, to_csv
-from neuralmem.evaluation.rows import read
+from neuralmem.evaluation.rows import read_results
 from neuralmem.evaluation.screen import write_whole
 from neuralmem.evaluation.table import NARROW
 
@@ -31,13 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse a folder without rows.
-
-    Raises:
-        UserError: naming the option.
-    """
-    if not (Path(options.out) / "rows.jsonl").is_file():
-        raise UserError(f"--out is {options.out!r}, which has no rows.jsonl; it must be a folder of eval.py niah")
+    """No value is wrong whatever the folder holds."""
 
 
 def run(options: argparse.Namespace) -> None:
@@ -47,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
         UserError: rows that cannot be read, or of several checkpoints.
     """
     out = Path(options.out)
-    comparisons = compare(list(read(out / "rows.jsonl")))
+    comparisons = compare(read_results(out))
     print_comparisons(comparisons, Console(width=None if sys.stdout.isatty() else NARROW))
     rows = [row for comparison in comparisons for row in table_rows(comparison)]
     write_whole(out / "compare_paper.csv", to_csv(comparisons))
