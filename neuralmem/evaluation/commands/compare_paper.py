@@ -1,7 +1,7 @@
 """Own needle scores beside published ones: same task and length, with every reason why they cannot be compared.
 
 Reads what eval.py niah wrote and runs nothing. Prints a table per task and length; writes compare_paper.csv,
-compare_paper.jsonl and compare_paper.png to the same folder. Cells that were not read in the paper itself are marked.
+compare_paper.jsonl and compare_paper.png to the same folder. Cells from a third party's text are marked.
 """
 
 import argparse
