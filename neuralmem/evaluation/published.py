@@ -1,7 +1,7 @@
 """Published needle scores, with what their sources say of how they were made and what they leave out.
 
-Special: all were read in text copies of the papers (of Titans and Gated DeltaNet in several, which agree); a cell from a
-third party's text, or from a single one of several sources, is marked, and nothing that was not found is filled in.
+Special: all were read in text copies of the papers (of Titans and Gated DeltaNet in several, which agree); a cell from
+a third party's text, or from a single one of several sources, is marked, and nothing that was not found is filled in.
 Scores are percent; where a source gives shares they are those times 100.
 Source: evaluation.md section 3 and papers.md section 7.8, which name the copies that were compared.
 """
