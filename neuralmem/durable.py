@@ -31,6 +31,10 @@ TEMPORARY = ".saving-"  # in the name of what is being written
 T = TypeVar("T")
 
 
+class Unreachable(UserError):
+    """A file that the disk or the system does not give at the moment, which says nothing about what is in it."""
+
+
 @contextlib.contextmanager
 def whole_folder(folder: str | Path, form: str) -> Iterator[Path]:
     """Replace the files of a folder all at once; its other files stay.
@@ -75,7 +79,7 @@ def verify(folder: str | Path, form: str, required: Iterable[str] = ()) -> dict[
         Where the files lie, by name.
 
     Raises:
-        UserError: naming the first file that is missing or differs.
+        UserError: naming the first file that is missing or differs; Unreachable: that cannot be read.
     """
     folder = Path(folder)
     entries = _entries(folder, form)
@@ -265,7 +269,11 @@ def _sync(path: Path) -> None:
 
 
 def _entries(folder: Path, form: str) -> dict[str, Any]:
-    text, path = manifest(folder), folder / MANIFEST
+    path = folder / MANIFEST
+    try:
+        text = manifest(folder)
+    except OSError as error:
+        raise Unreachable(f"{path} cannot be read: {reason(error)}") from None
     if text is None:
         raise UserError(f"checkpoint {folder} has no {MANIFEST}: not a checkpoint, or not completely written")
     try:
@@ -285,7 +293,7 @@ def _check(folder: Path, name: str, entry: Any) -> Path:
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise UserError(f"{file} cannot be read: {reason(error)}") from None
+            raise Unreachable(f"{file} cannot be read: {reason(error)}") from None
         if not same:
             raise UserError(f"{file} is damaged: its size or sha256 is not that of {MANIFEST}")
         return file

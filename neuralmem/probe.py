@@ -18,23 +18,35 @@ _recorders: ContextVar[tuple["Recorder", ...]] = ContextVar("neuralmem_recorders
 
 
 class Recorder:
-    """Collects means per name; `means()` returns them as plain floats."""
+    """Collects means per name; `means()` returns them as plain floats. Values per token are kept where asked for."""
 
-    def __init__(self, model: nn.Module, attached: bool = False, only: str | None = None) -> None:
-        self.attached, self.only = attached, only
+    def __init__(
+        self, model: nn.Module, attached: bool = False, only: str | None = None, per_token: bool = False
+    ) -> None:
+        self.attached, self.only, self.per_token = attached, only, per_token
         self.paths = {module: path for path, module in model.named_modules()}
         self.scope: list[str] = []
         self.values: dict[str, list[Tensor]] = defaultdict(list)
+        self.parts: dict[str, list[Tensor]] = defaultdict(list)
 
     def blank(self) -> "Recorder":
         """Another that looks at the same in the same place, and has seen nothing."""
         other = copy.copy(self)
-        other.scope, other.values = list(self.scope), defaultdict(list)
+        other.scope, other.values, other.parts = list(self.scope), defaultdict(list), defaultdict(list)
         return other
 
     def means(self) -> dict[str, float]:
         """The mean of everything observed under each name."""
         return {name: torch.stack(values).mean().item() for name, values in self.values.items()}
+
+    def tokens(self) -> dict[str, Tensor]:
+        """What was observed of every token, Float[B, T] under each name that is one of tokens; means over heads.
+
+        A token has one value where the text was read in one call from a fresh state. Else it may have several: what an
+        unfinished chunk would write is observed again when that chunk is read on. Memories of one name follow upon
+        each other, [B, memories * T].
+        """
+        return {name: torch.cat(parts, dim=1) for name, parts in self.parts.items()}
 
     def total(self, name: str) -> Tensor | None:
         """The sum over all modules of the means of what they observed as `name`, or None if none did."""
@@ -43,13 +55,16 @@ class Recorder:
 
 
 @contextmanager
-def recording(model: nn.Module, attached: bool = False, only: str | None = None) -> Iterator[Recorder]:
+def recording(
+    model: nn.Module, attached: bool = False, only: str | None = None, per_token: bool = False
+) -> Iterator[Recorder]:
     """Record what `model` observes about itself inside the block.
 
     Args:
         model: its modules give the names
         attached: keep the gradient, to make what is observed part of a loss
         only: the one name that is wanted, if not all are: what costs something to see is then not computed
+        per_token: keep what is observed of every token too, for `Recorder.tokens`
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -58,7 +73,7 @@ def recording(model: nn.Module, attached: bool = False, only: str | None = None)
         >>> record.means()
         {'/size': 2.0}
     """
-    recorder = Recorder(model, attached, only)
+    recorder = Recorder(model, attached, only, per_token)
     token = _recorders.set((*_recorders.get(), recorder))
     try:
         yield recorder
@@ -104,15 +119,24 @@ def active(name: str | None = None, *, attached: bool = False) -> bool:
     return any((name is None or r.only in (None, name)) and (r.attached or not attached) for r in _recording())
 
 
-def observe(name: str, value: Tensor) -> None:
-    """Record the mean of `value` under `name`, for everybody who is recording."""
+def observe(name: str, value: Tensor, *, tokens: int | None = None) -> None:
+    """Record the mean of `value` under `name`, for everybody who is recording.
+
+    Args:
+        name: what it is
+        value: any shape; the batch first where there are tokens
+        tokens: the axis of `value` that counts tokens, if one does
+    """
     if not value.numel():
         return
     for recorder in _recording():
         # Outside every module is where a checkpointed chunk is computed again: it was seen before.
         if recorder.scope and recorder.only in (None, name):
             seen = value if recorder.attached else value.detach()
-            recorder.values[f"{recorder.scope[-1]}/{name}"].append(seen.float().mean())
+            where = f"{recorder.scope[-1]}/{name}"
+            recorder.values[where].append(seen.float().mean())
+            if recorder.per_token and tokens is not None:
+                recorder.parts[where].append(seen.float().movedim(tokens, 1).flatten(2).mean(-1))
 
 
 def observe_saturation(name: str, gate: Tensor) -> None:

@@ -61,6 +61,55 @@ def test_looking_changes_nothing() -> None:
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(state.items(), same.items(), strict=True))
 
 
+@pytest.mark.parametrize("rule", registry.names("rule"))
+@pytest.mark.parametrize("pattern", [["titans_mag"], ["titans_mac"], ["hope"]])
+def test_values_of_tokens_cost_nothing_and_their_mean_is_the_mean(rule: str, pattern: list[str]) -> None:
+    torch.manual_seed(1)
+    network = CausalLM(replace(CONFIG, pattern=pattern, memory=MemoryConfig(rule=rule, heads=2, chunk_size=4)))
+    text = torch.arange(2 * 75).view(2, 75) % 11  # a segment of 64 and one that is not whole
+    logits, state = network(text)
+    with recording(network, per_token=True) as record:
+        watched, same = network(text)
+    assert torch.equal(logits, watched)
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(state.items(), same.items(), strict=True))
+    tokens, means = record.tokens(), record.means()
+    assert {name for name in means if name.endswith("/surprise")} <= tokens.keys()
+    for name, values in tokens.items():
+        assert values.shape[0] == 2
+        assert values.shape[1] % 75 == 0, name
+        if pattern == ["titans_mag"] and "/surprise" not in name and rule != "self_modifying":  # observed at once
+            assert values.mean().item() == pytest.approx(means[name], rel=1e-5)
+    assert {name.split("/")[1] for name in tokens} >= {"surprise", "theta"}
+
+
+def test_a_token_has_the_values_of_its_own_place() -> None:
+    """Text that is changed at one token and read by one layer: nothing before it looks different."""
+    network = model()
+    seen = []
+    for last in (3, 4):
+        text = tokens()[:1].clone()
+        text[0, 7] = last
+        with recording(network, per_token=True) as record:
+            network(text)
+        seen.append(record.tokens())
+    for name, before in seen[0].items():
+        assert torch.equal(before[:, :7], seen[1][name][:, :7]), name
+        assert not torch.equal(before[:, 7], seen[1][name][:, 7]), name
+
+
+def test_values_of_tokens_are_means_over_heads_and_come_in_order() -> None:
+    layer = nn.Linear(1, 1)
+    with recording(layer, per_token=True) as record, inside(layer):
+        observe("x", torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), tokens=2)  # [B, H, T]
+        observe("x", torch.tensor([[[5.0], [7.0]]]), tokens=2)
+        observe("y", torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), tokens=1)  # [B, T, H]
+        observe("z", torch.ones(3))
+    assert {name: value.tolist() for name, value in record.tokens().items()} == {
+        "/x": [[2.0, 3.0, 6.0]],
+        "/y": [[1.5, 3.5]],
+    }
+
+
 def test_recomputing_in_backward_invents_no_names() -> None:
     names = []
     for checkpoint_every in (None, 1):

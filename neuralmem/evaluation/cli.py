@@ -42,9 +42,13 @@ def commands() -> dict[str, str]:
         >>> commands()["niah"][:22]
         'Needles in a haystack:'
     """
+    return {name: text.partition("\n")[0] for name, text in docstrings().items()}
+
+
+def docstrings() -> dict[str, str]:
+    """Names and descriptions of what can be evaluated; nothing of it is imported."""
     files = sorted(path for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
-    texts = {path.stem.replace("_", "-"): ast.get_docstring(ast.parse(path.read_text("utf-8"))) for path in files}
-    return {name: (text or "").partition("\n")[0] for name, text in texts.items()}
+    return {path.stem.replace("_", "-"): ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "" for path in files}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             width = max(map(len, known)) + 2
             print(HELP.format(commands="\n".join(f"  {name:{width}}{text}" for name, text in known.items())))
             return 0
-        return find(given[0]).run(parse(given[0], given[1:])) or 0
+        options = parse(given[0], given[1:])
+        code = find(given[0]).run(options) or 0
+        report(given, options)
+        return code
     except UserError as error:
         if debug:
             traceback.print_exc()
@@ -74,6 +81,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the rows so far are kept, the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def report(given: Sequence[str], options: argparse.Namespace) -> None:
+    """Write the report of what was evaluated, if it has left results in a folder of its own.
+
+    Args:
+        given: the command and its arguments
+        options: the same, parsed
+    """
+    from neuralmem.evaluation import html_report  # torch: too slow for --help
+
+    command, checkpoint = given[0], getattr(options, "checkpoint", None)
+    names = dict.fromkeys((command, command.replace("-", "_")))
+    folders = [Path(options.out)] if options.out else [Path(checkpoint) / name for name in names] if checkpoint else []
+    for folder in folders:
+        found = html_report.find_lines(folder)
+        if found and found[0] == command:
+            try:
+                html_report.write_machine(folder, given)
+                print(html_report.write_report(folder, docstrings()))
+            except (OSError, ValueError, UserError) as error:  # a page is not worth a run
+                print(f"warning: no report of {folder}: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 def find(name: str) -> Any:

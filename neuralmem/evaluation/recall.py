@@ -108,10 +108,10 @@ def _form(given: dict[str, Any]) -> NeedleFormat:
     """The format of facts, with the defaults for what is not given."""
     form = {f.name: given[f.name] for f in fields(NeedleFormat) if given.get(f.name) is not None}
     for name, value in form.items():
-        if name != "fact":
+        if name not in ("fact", "ask"):
             _number(value, f"form.{name}", type(getattr(NeedleFormat, name)), least=name == "digits")
         elif not isinstance(value, str):
-            raise UserError(f"form.fact is {value!r:.60}; it must be a text")
+            raise UserError(f"form.{name} is {value!r:.60}; it must be a text")
     return NeedleFormat(**form) if form else NeedleFormat(key_tokens=0)
 
 
@@ -163,7 +163,7 @@ def recall_prompts(
         values = _held_out_values(form, random.sample(keys, facts), random)
         key, value = next(iter(values.items()))
         places = [random.random() if depth is None else depth, *(random.random() for _ in range(facts - 1))]
-        texts = [form.question(k) + form.answer(v) for k, v in values.items()]
+        texts = [form.statement(k, v) for k, v in values.items()]
         question = cell.encode(form.question(key))
         inserts = [Insert(*pair) for pair in zip(places, texts, strict=True)]
         try:

@@ -119,11 +119,11 @@ class LevelledMemory(Memory):
         theta, alpha = opened.chunk(2, dim=-1)
         probe.observe_saturation("theta", theta)
         probe.observe_saturation("alpha", alpha)
-        probe.observe("write", theta)
+        probe.observe("write", theta, tokens=1)
         per_token = 1 / torch.tensor(periods, dtype=opened.dtype, device=opened.device)
         theta, alpha = self.config.continuum.theta_max * theta * per_token, alpha * per_token
-        probe.observe("theta", theta)
-        probe.observe("alpha", alpha)
+        probe.observe("theta", theta, tokens=1)
+        probe.observe("alpha", alpha, tokens=1)
         return theta, alpha
 
     def update(

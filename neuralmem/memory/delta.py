@@ -32,10 +32,10 @@ class Delta(MemoryRule):
 
     def gates(self, x: Tensor) -> Tensors:
         theta, alpha = self.gate_map(x)
-        probe.observe("write", theta)
+        probe.observe("write", theta, tokens=1)
         for name, gate in (("theta", theta), ("alpha", alpha)):
             probe.observe_saturation(name, gate)
-            probe.observe(name, gate)
+            probe.observe(name, gate, tokens=1)
         return theta, alpha
 
     def update(

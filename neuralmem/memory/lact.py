@@ -47,12 +47,12 @@ class LaCT(MemoryRule):
         write = torch.stack(thetas, dim=-1)
         theta = self.config.theta_max / self.config.chunk_size * write
         probe.observe_saturation("theta", write)
-        probe.observe("write", write)
-        probe.observe("theta", theta)
+        probe.observe("write", write, tokens=1)
+        probe.observe("theta", theta, tokens=1)
         if eta is None:
             return (theta,)
         probe.observe_saturation("eta", eta)
-        probe.observe("eta", eta)
+        probe.observe("eta", eta, tokens=1)
         return theta, eta
 
     def update(

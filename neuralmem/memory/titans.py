@@ -67,12 +67,12 @@ class Titans(MemoryRule):
         gates = dict(zip(self.gate_names, every, strict=False))
         for name, gate in gates.items():
             probe.observe_saturation(name, gate)
-        probe.observe("write", gates["theta"])
+        probe.observe("write", gates["theta"], tokens=1)
         gates["theta"] = self.theta_max / self.config.chunk_size * gates["theta"]
         if "eta" in gates:
             gates["theta"] = gates["theta"] * (1 - gates["eta"])
         for name, gate in gates.items():
-            probe.observe(name, gate)
+            probe.observe(name, gate, tokens=1)
         return *gates.values(), *every[len(gates) :]
 
     def update(

@@ -82,10 +82,10 @@ class TNT(Titans):
     def gates(self, x: Tensor) -> Tensors:
         every = torch.stack(self.gate_map(x))
         probe.observe_saturation("theta", every)
-        probe.observe("write", every)
+        probe.observe("write", every.movedim(0, -1), tokens=1)
         chunks = every.new_tensor([self.global_chunk, *self.local_chunks])
         every = self.theta_max * every / chunks[:, None, None, None]
-        probe.observe("theta", every)
+        probe.observe("theta", every.movedim(0, -1), tokens=1)
         return every.unbind()
 
     def update(

@@ -28,7 +28,7 @@ class Yaad(Titans):
 
     def gates(self, x: Tensor) -> Tensors:
         *gates, delta = super().gates(x)
-        probe.observe("delta", delta)
+        probe.observe("delta", delta, tokens=1)
         return *gates, self.head_width**0.5 * delta
 
     def _options(self, written: Tensors) -> dict[str, Any]:

@@ -150,6 +150,13 @@ class EndToEnd(CausalLM):
         fast = FastWeights.fresh(self.first_weights(), batch_size, self.config.end_to_end, self.state_dtype)
         return EndToEndState(state.position, state.layers, state.model, state.edition, fast=fast, unfinished=unfinished)
 
+    def memory_only(self, state: ModelState) -> EndToEndState:
+        """`CausalLM.memory_only`; the unfinished mini-batch ends without an update, since its context is gone."""
+        kept = super().memory_only(state)
+        assert isinstance(kept, EndToEndState)
+        unfinished = kept.unfinished.map(torch.zeros_like)
+        return replace(kept, unfinished=replace(unfinished, start=kept.layers[self.prefix :]))
+
     def forward(  # type: ignore[override]
         self,
         tokens: Tensor,

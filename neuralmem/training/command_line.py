@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import multiprocessing
 import sys
 import warnings
 from contextlib import ExitStack
@@ -88,9 +89,13 @@ def fit(cli: "CommandLine") -> None:
     """
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
+    except UserError as error:
+        end_readers()
+        raise UserError(own_words(error)) from error
     except RuntimeError as error:
+        end_readers()
         if (cause := user_error(error)) is not None:  # when data cannot begin, Lightning fails once more cleaning up
-            raise UserError(str(cause)) from error
+            raise UserError(own_words(cause)) from error
         if cli.checkpoint is None or "loading state_dict" not in str(error):
             raise
         raise UserError(f"ckpt_path {cli.checkpoint} is of another model: {explain_mismatch(str(error))}") from error
@@ -141,6 +146,19 @@ def user_error(error: BaseException | None) -> UserError | None:
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def own_words(error: UserError) -> str:
+    """The message without the traceback that a loader process sends in front of it."""
+    text = str(error)
+    return text.splitlines()[-1].removeprefix("neuralmem.errors.UserError: ") if text.startswith("Caught ") else text
+
+
+def end_readers() -> None:
+    """Kill loader processes: those that could not begin are told nothing any more, and they ignore a plain SIGTERM, so
+    that this process would wait for them for ever."""
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def data_classes() -> dict[str, type]:
@@ -233,7 +251,7 @@ class CommandLine(LightningCLI):
         meter = Meter()
         trainer = self.config_init.trainer
         config, data = (self.parser.dump(self.config, skip_none=False, format=name) for name in ("yaml", "json"))
-        own: list[L.Callback] = [RankState(meter), meter, LossPlot()]
+        own: list[L.Callback] = [RankState(meter, self.checkpoint), meter, LossPlot()]
         if trainer.enable_progress_bar is not False:
             own.append(Progress(meter))
         self.config_init.probes.data = json.loads(data)["data"]

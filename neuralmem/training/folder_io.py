@@ -10,27 +10,23 @@ Special: it comes into being by one rename, it is verified whenever it is read, 
 """
 
 import contextlib
-import functools
 import json
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import neuralmem
 from neuralmem import durable
 from neuralmem.config import ModelConfig
 from neuralmem.errors import UserError
-from neuralmem.library import PACKAGE
 from neuralmem.models.checkpoint import FORMAT as MODEL_FORMAT
 from neuralmem.models.checkpoint import REQUIRED as MODEL_FILES
 from neuralmem.models.checkpoint import read_weights, write_model
+from neuralmem.provenance import code_version
 from neuralmem.tokenizer import Tokenizer
 from neuralmem.training.plain import pack, unpack
 
@@ -132,18 +128,6 @@ def _read(files: Mapping[str, Path]) -> dict[str, Any]:
     checkpoint = unpack(content["state"], tensors)
     checkpoint["state_dict"] |= {f"{PREFIX}{name}": x for name, x in read_weights(files).items()}
     return checkpoint
-
-
-@functools.cache
-def code_version() -> dict[str, str]:
-    """The versions of neuralmem and torch, and the commit where the package lies in a clone, "-dirty" if changed."""
-    versions = {"neuralmem": neuralmem.__version__, "torch": torch.__version__}
-    if (PACKAGE.parent / ".git").exists():
-        command = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-            versions["commit"] = done.stdout.strip()
-    return versions
 
 
 def _bytes(tensors: Mapping[str, Tensor]) -> int:

@@ -5,8 +5,6 @@
 Special: the files in the folder are all it needs, so it can be made later, elsewhere, or of a run that was killed.
 """
 
-import base64
-import html
 import io
 import json
 import sys
@@ -21,24 +19,17 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 
+from neuralmem import page
 from neuralmem.config import ModelConfig
 from neuralmem.errors import UserError
 from neuralmem.models.causal_lm import build_model
+from neuralmem.models.checkpoint import read_config
 from neuralmem.training import figures, logs, machine, probes
 from neuralmem.training.flops import count_flops
 from neuralmem.training.meter import Meter
 from neuralmem.training.progress import clock, short
 
 FILE = "report.html"
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #1d2b33; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { margin-bottom: 0; } h2 { margin: 2.2rem 0 .4rem; font-size: 1.15rem; } p { margin: .3rem 0; color: #5c6b73; }
-img { max-width: 100%; } table { border-collapse: collapse; } pre { background: #f4f6f7; padding: 1rem; overflow: auto }
-td, th { padding: .15rem 1.2rem .15rem 0; text-align: left; vertical-align: top; } td:first-child { color: #5c6b73; }
-.tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
-.tiles div { background: #f4f6f7; border-radius: .4rem; padding: .5rem .9rem; min-width: 6.5rem; }
-.tiles b { display: block; font-size: 1.3rem; } .tiles span { color: #5c6b73; font-size: .85rem; }
-"""
 
 
 class Report(L.Callback):
@@ -96,21 +87,18 @@ def write_report(folder: str | Path) -> Path:
     rows = logs.read_metrics(table) if table.is_file() else []
     if not rows:
         raise UserError(f"run is {str(folder)!r}, which has no {logs.FILE} with rows; give the folder of a run")
-    body = "\n".join(_body(folder, rows))
-    name = html.escape(folder.resolve().name)
-    page = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title><style>{STYLE}</style>'
     path = folder / FILE
     temporary = path.with_name(f".{FILE}")
-    temporary.write_text(f"{page}</head><body>\n{body}\n</body></html>\n", encoding="utf-8")
+    temporary.write_text(page.page(folder.resolve().name, _body(folder, rows)), encoding="utf-8")
     temporary.replace(path)
     return path
 
 
 def _body(folder: Path, rows: figures.Rows) -> Iterator[str]:
     where, last = machine.read(folder), rows[-1]
-    yield f"<h1>{html.escape(folder.resolve().name)}</h1>"
-    yield f"<p>{last['step']:,.0f} steps, {short(last.get('tokens', 0))} tokens{_when(where)}</p>"
-    yield _tiles(_summary(rows))
+    yield page.heading(folder.resolve().name, 1)
+    yield page.paragraph(f"{last['step']:,.0f} steps, {short(last.get('tokens', 0))} tokens{_when(where)}")
+    yield page.tiles(_summary(rows))
     yield _picture("Loss", figures.loss(rows))
     yield _picture("Speed", figures.speed(rows), f"Peak of a device: {where.get('peak of a device', 'not known')}.")
     yield _picture("Optimisation", figures.gradients(rows))
@@ -123,19 +111,17 @@ def _body(folder: Path, rows: figures.Rows) -> Iterator[str]:
         seconds = median(line["seconds"] for line in lines)
         yield _picture(f"Probe: {name}", figures.probe(lines), f"{seconds:.1f} s each time.")
     if (config := folder / "config.json").is_file():
-        fields = {name: value for name, value in json.loads(config.read_text()).items() if name != "format"}
-        yield "<h2>Model</h2>" + _table(_sizes(ModelConfig.from_dict(fields), _length(folder)))
+        yield page.heading("Model") + page.pairs(_sizes(read_config(config), _length(folder)))
     if where:
-        yield "<h2>Machine and versions</h2>" + _table(where)
+        yield page.heading("Machine and versions") + page.pairs(where)
     if (config := folder / "config.yaml").is_file():
-        text = html.escape(config.read_text(encoding="utf-8"))
-        yield f"<h2>Configuration</h2><details><summary>config.yaml</summary><pre>{text}</pre></details>"
+        yield page.heading("Configuration") + page.folded("config.yaml", page.plain(config.read_text(encoding="utf-8")))
 
 
 def _when(where: Mapping[str, Any]) -> str:
     if "seconds" not in where:
         return ""
-    return f", {clock(where['seconds'])} on {html.escape(where['processor'].split(',')[0])}, ended {where['ended']}"
+    return f", {clock(where['seconds'])} on {where['processor'].split(',')[0]}, ended {where['ended']}"
 
 
 def _summary(rows: figures.Rows) -> dict[str, str]:
@@ -191,29 +177,11 @@ def _length(folder: Path) -> int | None:
     return given.get("sequence_length") or stages[-1].get("length")
 
 
-def _tiles(values: Mapping[str, str]) -> str:
-    pairs = ((html.escape(value), html.escape(name)) for name, value in values.items())
-    tiles = (f"<div><b>{value}</b><span>{name}</span></div>" for value, name in pairs)
-    return f'<div class="tiles">{"".join(tiles)}</div>'
-
-
-def _table(values: Mapping[str, Any]) -> str:
-    lines = (
-        f"<tr><td>{html.escape(str(name))}</td><td>{html.escape(str(value))}</td></tr>"
-        for name, value in values.items()
-        if value != ""
-    )
-    return f"<table>{''.join(lines)}</table>"
-
-
 def _picture(title: str, figure: Any, note: str = "") -> str:
     """A picture as a part of the page."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=130)
-    data = base64.b64encode(file.getvalue()).decode()
-    below = f"<p>{html.escape(note)}</p>" if note else ""
-    name = html.escape(title)
-    return f'<h2>{name}</h2>{below}<img alt="{name}" src="data:image/png;base64,{data}">'
+    return page.picture(title, file.getvalue(), note)
 
 
 def main(arguments: Sequence[str]) -> int:

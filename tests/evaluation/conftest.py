@@ -1,10 +1,12 @@
 """What the tests of evaluation share: an oracle instead of a trained model, and small haystacks in files."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
 from neuralmem.data.needles import NeedleFormat
 from neuralmem.evaluation.grammar import sentences
 from neuralmem.evaluation.niah import Settings
@@ -12,6 +14,9 @@ from neuralmem.evaluation.prompts import find_task
 from neuralmem.evaluation.reader import ABLATIONS
 from neuralmem.evaluation.recall import TrainingData
 from neuralmem.evaluation.rows import Subject
+from neuralmem.models.causal_lm import CausalLM
+from neuralmem.models.checkpoint import save
+from neuralmem.tokenizer import ByteTokenizer
 from tests.evaluation.fake import Oracle
 
 torch.set_num_threads(1)
@@ -53,3 +58,21 @@ def settings() -> Settings:
         ablations=ABLATIONS,
         max_new_tokens=12,
     )
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
+    """A run of a byte-level model, untrained, of one layer with a memory."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        vocab_size=257,
+        width=16,
+        depth=1,
+        attention=AttentionConfig(heads=1, window=16),
+        memory=MemoryConfig(heads=1, chunk_size=16),
+    )
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    save(folder, CausalLM(config), ByteTokenizer())
+    data = {"stages": [{"length": 256, "facts": 5}], "source": str(text_file), "form": {"key_tokens": 0}}
+    (folder / "data.json").write_text(json.dumps({"class_path": "NeedleData", "init_args": data}))
+    return folder

@@ -4,6 +4,7 @@ With memory on that is the whole text, frozen or off it is the last `reach` toke
 score that evaluation must report is known beforehand, which no trained model offers.
 """
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -118,3 +119,68 @@ class Oracle:
                     logits[answer[len(said)]] = 8.0
                 break
         return torch.full_like(logits, torch.nan) if self.broken else logits
+
+
+@dataclass(frozen=True)
+class Place:
+    """How many tokens were read."""
+
+    position: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return 500 * len(self.position)
+
+    def select(self, rows: list[int]) -> "Place":
+        return Place(self.position[rows])
+
+
+class Learner:
+    """Reads the alphabet over and over, and predicts the next letter with a loss that is known in closed form.
+
+    `loss(letter, history)` in nats: some letters are harder than others, capitals easier, and it falls with the
+    logarithm of the tokens that it knows: all it has read with memory on, else the one it is at and `reach` before it.
+    """
+
+    has_memory = True
+
+    def __init__(self, reach: int = 40, remembers: bool = True) -> None:
+        self.reach, self.remembers, self.tokens = reach, remembers, 0
+        self.tokenizer = ByteTokenizer()
+
+    def init_state(self, batch_size: int) -> Place:
+        return Place(torch.zeros(batch_size, dtype=torch.long))
+
+    def loss(self, letter: int, history: int, memory: str = "on") -> float:
+        known = history if memory == "on" and self.remembers else min(history, self.reach + 1)
+        return 3.0 + 0.1 * (letter % 7) - 0.8 * (letter < 97) - 0.15 * math.log2(known)
+
+    def __call__(self, tokens, state=None, *, mask=None, reset=None, memory="on", select=None):
+        mask = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
+        self.tokens += int(mask.sum())
+        logits = torch.zeros(*tokens.shape, self.tokenizer.vocab_size)
+        for row, column in mask.nonzero().tolist():
+            letter = int(tokens[row, column])
+            first = 97 if letter >= 97 else 65
+            nats = self.loss(letter, int(state.position[row]) + column + 1, memory)
+            gap = -math.log(math.expm1(nats) / (self.tokenizer.vocab_size - 1))
+            logits[row, column, first + (letter - first + 1) % 26] = gap
+        return logits, Place(state.position + mask.sum(1))
+
+
+class Copier(Oracle):
+    """Copies a text of so many bytes after the prompt of repeated words; without memory it says the common word."""
+
+    def __init__(self, prompt: str, size: int, common: str = "apple", reach: int = 20) -> None:
+        super().__init__(reach)
+        self.prompt, self.size, self.common = prompt.encode(), size, common.encode()
+
+    def predict(self, text: bytes, memory: str) -> Tensor:
+        logits = torch.zeros(self.tokenizer.vocab_size)
+        end = len(self.prompt) + self.size
+        if not text.startswith(self.prompt) or len(text) >= end + self.size:
+            logits[self.tokenizer.eos_id] = 8.0
+        elif len(text) >= end:
+            copied = text[len(self.prompt) : end] if memory == "on" else (self.common + b" ") * self.size
+            logits[copied[len(text) - end]] = 8.0
+        return logits

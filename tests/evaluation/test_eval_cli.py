@@ -8,35 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 
-from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
 from neuralmem.evaluation.cli import commands, main, parse
 from neuralmem.evaluation.commands.niah import make_settings
 from neuralmem.evaluation.haystack import NAMES
 from neuralmem.evaluation.recall import TrainingData, read_training_data
-from neuralmem.models.causal_lm import CausalLM
-from neuralmem.models.checkpoint import save
-from neuralmem.tokenizer import ByteTokenizer
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
-    torch.manual_seed(0)
-    config = ModelConfig(
-        vocab_size=257,
-        width=16,
-        depth=1,
-        attention=AttentionConfig(heads=1, window=16),
-        memory=MemoryConfig(heads=1, chunk_size=16),
-    )
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    save(folder, CausalLM(config), ByteTokenizer())
-    data = {"stages": [{"length": 256, "facts": 5}], "source": str(text_file), "form": {"key_tokens": 0}}
-    (folder / "data.json").write_text(json.dumps({"class_path": "NeedleData", "init_args": data}))
-    return folder
 
 
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -72,7 +50,8 @@ def test_a_run_writes_its_files_and_prints_the_table(checkpoint: Path, text_file
     for part in ("recall", "s-niah-pk", "512", "600", "beyond reach", "null", "reset", "file:text.txt"):
         assert part in result.stdout, part
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert [name for name in names if not name.endswith(".png")] == ["rows.jsonl", "settings.json", "table.csv"]
+    others = ["machine.json", "report.html", "rows.jsonl", "settings.json", "table.csv"]
+    assert [name for name in names if not name.endswith(".png")] == others
     assert [name.split("_")[1] for name in names if name.endswith(".png")] == ["recall", "s-niah-pk"]
     rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
     assert len(rows) == 2 * 2 * 5 * 2

@@ -64,7 +64,7 @@ def _chunk(form: Form, size: int, tokens: list[Tensor], count: Tensor, weights: 
             tally = torch.stack([count[:, None].expand_as(loss), alpha[..., at].sum(-1), loss], dim=-1)[..., None, :]
             gathered[i] = (up, down, tally) if i not in kept else _add(kept[i], (up, down, tally))
     surprise = (form.gather(k, added) - v).square().sum(-1)
-    probe.observe("surprise", surprise)  # always: a checkpoint compares what forward and backward save
+    probe.observe("surprise", surprise, tokens=2)  # always: a checkpoint compares what forward and backward save
     y = form.read(q, pairs)
     return y, _settle(form, size, pairs, gathered)
 

@@ -60,7 +60,9 @@ def _chunk(
     system = (kept_before * (k @ k.mT)).tril(-1)
     right = before * (k @ weights.mT) - v
     error = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)  # M_{t-1} k_t - v_t
-    probe.observe("surprise", error.square().sum(-1))  # always: a checkpoint compares what forward and backward save
+    probe.observe(
+        "surprise", error.square().sum(-1), tokens=2
+    )  # always: a checkpoint compares what forward and backward save
     first, written = (before, kept_before) if read == "before" else (beta, kept)
     y = first * (q @ weights.mT) - (written * (q @ k.mT)) @ error
     last = kept[..., -1, :, None]

@@ -86,7 +86,7 @@ def gradient_factors(written: Tensors, weights: Tensors, call: Call) -> tuple[li
     k, v, *settings = written
     inputs, deltas, error = call.form.backpropagate(weights, k, v, lambda e: call.bias.slope(e, *settings), call.matmul)
     surprise = error[:, :, call.reach :].square().sum(-1)  # of the chunk's own tokens
-    probe.observe("surprise", surprise)  # always: a checkpoint compares what forward and backward save
+    probe.observe("surprise", surprise, tokens=2)  # always: a checkpoint compares what forward and backward save
     return inputs, deltas
 
 

@@ -79,7 +79,7 @@ def _chunk(q: Tensor, key_input: Tensor, x: Tensor, write: Tensor | None, weight
     inputs, deltas, error = boxes.form.backpropagate(
         weights, made.k[:, None], boxes.target(made.v, weights), lambda error: 2 * error, torch.matmul
     )
-    probe.observe("surprise", error[:, -1].square().sum(-1))
+    probe.observe("surprise", error[:, -1].square().sum(-1), tokens=2)
     decay = Decay(keep.cumprod(-1)[:, None, ..., None], decay_products(keep)[:, None])
     layers = [_layer(*layer, theta[:, None], decay, call.dgd) for layer in zip(weights, inputs, deltas, strict=True)]
     act, _ = ACTIVATIONS[boxes.form.activation]
@@ -106,4 +106,4 @@ def _observe(write: Tensor, theta: Tensor, alpha: Tensor) -> None:
     probe.observe_saturation("theta", write)
     probe.observe_saturation("alpha", alpha)
     for name, gate in (("write", write), ("theta", theta), ("alpha", alpha)):
-        probe.observe(name, gate)  # always: a checkpoint compares what forward and backward save
+        probe.observe(name, gate, tokens=2)  # always: a checkpoint compares what forward and backward save

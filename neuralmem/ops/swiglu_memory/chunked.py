@@ -33,7 +33,10 @@ def chunked(call: Call) -> tuple[Tensor, Tensors, Tensors]:
         y = swiglu(q, weights)
         if watched:
             with torch.set_grad_enabled(torch.is_grad_enabled() and attached):
-                probe.observe("surprise", _of_real(misdirection(swiglu(k, weights), v), start, stop, call))
+                seen = misdirection(swiglu(k, weights), v).transpose(1, 2)
+                real = None if call.write_mask is None else call.write_mask[:, start:stop]
+                every = real is None or bool(real.all())
+                probe.observe("surprise", seen if every else seen[real], tokens=1 if every else None)
         change = gradients(k, v, theta, weights)
         if momentum:
             decay = decays[start // size][..., None, None]
@@ -100,9 +103,3 @@ def _decays(call: Call) -> list[Tensor]:
         return [total / count for total, count in zip(sums, counts, strict=True)]
     real = [mask.sum(1).clamp(min=1)[:, None] for mask in call.write_mask.split(call.chunk_size, dim=1)]
     return [total / count for total, count in zip(sums, real, strict=True)]
-
-
-def _of_real(x: Tensor, start: int, stop: int, call: Call) -> Tensor:
-    """x [B, H, C] of the tokens that write, [n, H]."""
-    x = x.transpose(1, 2)
-    return x.flatten(0, 1) if call.write_mask is None else x[call.write_mask[:, start:stop]]
