@@ -123,12 +123,14 @@ def test_files_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         "Not stated: which size",
     ):
         assert part in shown, part
-    table = list(csv.DictReader(io.StringIO((tmp_path / "compare_paper.csv").read_text())))
+    folder = tmp_path / "compare_paper"
+    table = list(csv.DictReader(io.StringIO((folder / "compare_paper.csv").read_text())))
     assert [row["score"] for row in table if row["model"] == "Titans MAC"] == ["97.4"]
     assert [row["score"] for row in table if row["model"] == "HOPE" and row["task"] == "mv-niah"] == [""]
-    assert len((tmp_path / "compare_paper.jsonl").read_text().splitlines()) == len(table)
-    assert (tmp_path / "compare_paper.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".jsonl", ".jsonl", ".png"]
+    assert len((folder / "compare_paper.jsonl").read_text().splitlines()) == len(table)
+    assert (folder / "compare_paper.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["compare_paper", "rows.jsonl"], "results are left alone"
+    assert not list(folder.glob("*.partial"))
 
 
 def test_the_picture_leaves_out_tasks_without_published_scores() -> None:

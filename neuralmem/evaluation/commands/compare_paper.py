@@ -1,7 +1,7 @@
 """Own needle scores beside published ones: same task and length, with every reason why they cannot be compared.
 
 Reads what eval.py niah wrote and runs nothing. Prints a table per task and length; writes compare_paper.csv,
-compare_paper.jsonl and compare_paper.png to the same folder. Cells from a third party's text are marked.
+compare_paper.jsonl and compare_paper.png to the folder compare_paper in it. Cells from a third party's text are marked.
 """
 
 import argparse
@@ -39,14 +39,16 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: rows that cannot be read, or of several checkpoints.
     """
-    out = Path(options.out)
-    comparisons = compare(read_results(out))
+    results = Path(options.out)
+    comparisons = compare(read_results(results))
     print_comparisons(comparisons, Console(width=None if sys.stdout.isatty() else NARROW))
+    out = results / "compare_paper"  # of its own, so that the report of the results stays theirs
+    out.mkdir(exist_ok=True)
     rows = [row for comparison in comparisons for row in table_rows(comparison)]
     write_whole(out / "compare_paper.csv", to_csv(comparisons))
     write_whole(out / "compare_paper.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     partial = out / "compare_paper.png.partial"
-    draw(comparisons, out.resolve().parent.name).savefig(partial, dpi=160, format="png")
+    draw(comparisons, results.resolve().parent.name).savefig(partial, dpi=160, format="png")
     os.replace(partial, out / "compare_paper.png")
     for name in ("compare_paper.csv", "compare_paper.jsonl", "compare_paper.png"):
         print(out / name)
