@@ -133,12 +133,12 @@ def _generation(folder: Path) -> tuple[int, int, bytes] | None:
     return None
 
 
-def write_text(file: str | Path, text: str) -> None:
-    """Replace a file at once, and have it on the disk."""
+def write_file(file: str | Path, content: str | bytes) -> None:
+    """Replace a file at once, and have it on the disk; text as UTF-8."""
     file = Path(file)
     temporary = file.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
     try:
-        temporary.write_text(text)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         _sync(temporary)
         os.replace(temporary, file)
         _sync(file.parent)

@@ -50,7 +50,7 @@ def prompt(task: str, examples: Sequence[Story], context: str, question: str) ->
     Example:
         >>> story = Story(("Mary went to the office.",), "Where is Mary?", "office", (0,))
         >>> text = prompt("qa1", [story], "It rained. Mary took to the garden.", "Where is Mary?")
-        >>> text[-77:]
+        >>> text[-82:]
         '<context>\\nIt rained. Mary took to the garden.\\n</context>\\n\\nQuestion: Where is Mary?'
     """
     shown = "\n\n".join(

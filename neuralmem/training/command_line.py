@@ -22,6 +22,7 @@ from neuralmem.lock import run_lock
 from neuralmem.models.checkpoint import refuse_file
 from neuralmem.training.checkpoints import Checkpoints
 from neuralmem.training.compute import Compute
+from neuralmem.training.documents import Documents
 from neuralmem.training.explain import explain, explain_mismatch, explain_missing
 from neuralmem.training.faults import Faults
 from neuralmem.training.folder_io import FolderIO
@@ -251,7 +252,7 @@ class CommandLine(LightningCLI):
         meter = Meter()
         trainer = self.config_init.trainer
         config, data = (self.parser.dump(self.config, skip_none=False, format=name) for name in ("yaml", "json"))
-        own: list[L.Callback] = [RankState(meter, self.checkpoint), meter, LossPlot()]
+        own: list[L.Callback] = [RankState(meter, self.checkpoint), meter, Documents(), LossPlot()]
         if trainer.enable_progress_bar is not False:
             own.append(Progress(meter))
         self.config_init.probes.data = json.loads(data)["data"]
@@ -263,8 +264,10 @@ class CommandLine(LightningCLI):
             loggers = named if isinstance(named, list) else [named]
             trainer.logger = [RunLogs(self.run, resume=self.checkpoint is not None), *loggers]
         built = super().instantiate_trainer(**kwargs)
-        # Behind the checkpoints, which Lightning puts last.
-        built.callbacks.append(Signals())  # type: ignore[attr-defined]
+        # Behind the checkpoints, which Lightning puts last: a step is safe before anything is asked or said about it.
+        callbacks: list[L.Callback] = built.callbacks  # type: ignore[attr-defined]
+        late = [callback for callback in callbacks if isinstance(callback, Probes | Progress)]
+        callbacks[:] = [*(callback for callback in callbacks if callback not in late), *late, Signals()]
         return built
 
     def accumulate(self) -> None:

@@ -68,7 +68,7 @@ def test_prompt_and_spans() -> None:
     whole = bytes(first.rope.slice(0, len(first.rope)).tolist()).decode()
     assert whole == ("Simply replicate the following text, output the exact same text: apples apple apple apple apple")
     text = bytes(last.rope.slice(0, len(last.rope)).tolist()).decode()
-    assert text[slice(*last.needle)] == "apples"
+    assert text[slice(*last.needles[0])] == "apples"
     assert text[slice(*last.context)] == "apple apple apple apple apples"
     assert new_tokens([first, last]) == 2 * 30
 

@@ -59,7 +59,8 @@ def test_a_command_writes_its_files_and_goes_on(
     assert first.err == ""
     assert "Reach: attention windows and convolutions alone see" in first.out
     stem = command.replace("-", "_")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{stem}.csv", f"{stem}.jsonl", f"{stem}.png"]
+    written = {f"{stem}.csv", f"{stem}.jsonl", f"{stem}.png", "report.html", "machine.json"}
+    assert {path.name for path in tmp_path.iterdir()} == written
     rows = [json.loads(line) for line in (tmp_path / f"{stem}.jsonl").read_text().splitlines()]
     assert {row["ablation"] for row in rows} == {"none", "frozen", "off", "reset"}
     manifest = json.loads((checkpoint / "manifest.json").read_text())

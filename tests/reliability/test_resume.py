@@ -70,6 +70,7 @@ def differences(one: Any, other: Any, where: str = "") -> list[str]:
 def same(a: Path, b: Path) -> None:
     """Everything in two checkpoints but the clock is equal."""
     (one, tensors), (other, others) = (pack(read_checkpoint(path)) for path in (a, b))
+    assert one["callbacks"].pop("Report").keys() == other["callbacks"].pop("Report").keys() == {"seconds", "processes"}
     assert differences(one, other) == []
     assert tensors.keys() == others.keys()
     assert [name for name, x in tensors.items() if not torch.equal(x, others[name])] == []

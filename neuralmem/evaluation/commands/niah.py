@@ -23,6 +23,7 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from neuralmem import durable
 from neuralmem.errors import UserError
 from neuralmem.evaluation.cell import PROTOCOLS
 from neuralmem.evaluation.haystack import NAMES
@@ -34,7 +35,7 @@ from neuralmem.evaluation.opened import add_common_options, check_positive, one_
 from neuralmem.evaluation.prompts import find_task
 from neuralmem.evaluation.reader import ABLATIONS, Reader
 from neuralmem.evaluation.recall import TrainingData, read_training_data
-from neuralmem.evaluation.screen import progress_bar, write_whole
+from neuralmem.evaluation.screen import progress_bar
 from neuralmem.evaluation.summary import summarise, to_csv
 from neuralmem.evaluation.table import print_table
 
@@ -103,7 +104,7 @@ def run(options: argparse.Namespace) -> None:
         reader = Reader(model, opened.tokenizer, opened.stream_chunk, advance, model.config.attention.segment)
         rows = run_needles(settings, reader, opened.subject, out, training, begin)
     print_table(summarise(rows), str(opened.folder))
-    write_whole(out / "table.csv", to_csv(rows, settings.grid))
+    durable.write_file(out / "table.csv", to_csv(rows, settings.grid))
     for path in [out / "rows.jsonl", out / "table.csv", *write_heatmaps(rows, settings.grid, out, opened.folder.name)]:
         print(path)
 
@@ -159,6 +160,6 @@ def write_settings(out: Path, settings: Settings) -> None:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / "settings.json", json.dumps(asdict(settings), indent=2) + "\n")
+        durable.write_file(out / "settings.json", json.dumps(asdict(settings), indent=2) + "\n")
     except OSError as error:
         raise UserError(f"--out is {str(out)!r}, which cannot be written: {error.strerror}") from None
