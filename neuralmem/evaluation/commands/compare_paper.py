@@ -12,9 +12,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from neuralmem import durable
 from neuralmem.evaluation.compare_paper import compare, draw, print_comparisons, table_rows, to_csv
 from neuralmem.evaluation.rows import read_results
-from neuralmem.evaluation.screen import write_whole
 from neuralmem.evaluation.table import NARROW
 
 EXAMPLES = """example
@@ -45,8 +45,8 @@ def run(options: argparse.Namespace) -> None:
     out = results / "compare_paper"  # of its own, so that the report of the results stays theirs
     out.mkdir(exist_ok=True)
     rows = [row for comparison in comparisons for row in table_rows(comparison)]
-    write_whole(out / "compare_paper.csv", to_csv(comparisons))
-    write_whole(out / "compare_paper.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    durable.write_file(out / "compare_paper.csv", to_csv(comparisons))
+    durable.write_file(out / "compare_paper.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     partial = out / "compare_paper.png.partial"
     draw(comparisons, results.resolve().parent.name).savefig(partial, dpi=160, format="png")
     os.replace(partial, out / "compare_paper.png")
