@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from random import Random
 
 from neuralmem.errors import UserError
@@ -9,6 +10,7 @@ from neuralmem.evaluation.cell import Build, Cell, Draft, Draw, too_short
 from neuralmem.evaluation.rope import Rope
 from neuralmem.evaluation.sample import Sample
 
+TRIES = 20  # prompts that are drawn until one's answer is clear after the cut
 DOTS = "..."  # no word: the most frequent of the coded ones, to be left out
 
 
@@ -53,31 +55,43 @@ def exact(cell: Cell, draw: Draw, entries: Callable[[Sequence[str]], list[str]],
     start = min(most, high + high // 100)
 
     def build(number: int, depth: float | None, random: Random) -> Sample:
-        size = start
+        size, tries = start, TRIES
         while True:
             draft = draw(size, depth, random)
             pieces, tokens = parts(draft)
-            if tokens >= cell.length:
-                return cut(draft, pieces, number)
-            if size == most:
-                raise too_long(cell, most)
-            size = min(most, size + 1 + size // 100)
-
-    def cut(draft: Draft, pieces: list[list[int]], number: int) -> Sample:
-        front, back = cell.encode(draft.head), cell.encode(draft.question + draft.prefix)
-        room = cell.length - len(front) - len(back)
-        kept, whole, used = [], 0, 0
-        for piece in pieces:
-            kept.append(piece[: max(0, room - used)])
-            used += len(kept[-1])
-            whole += len(kept[-1]) == len(piece)
-        words = draft.counted[:whole]
-        if room <= 0 or not is_clear(words, draft.answers):
-            raise too_short(cell, 2 * max(cell.length, len(front) + len(back)))
-        rope, inside = Rope([front, *kept, back]), (len(front), len(front) + room)
-        return cell.sample(number, rope, inside, [inside], draft.key, draft.answers, (), words)
+            if tokens < cell.length:
+                if size == most:
+                    raise too_long(cell, most)
+                size = min(most, size + 1 + size // 100)
+                continue
+            front, back = cell.encode(draft.head), cell.encode(draft.question + draft.prefix)
+            room = cell.length - len(front) - len(back)
+            kept, whole = cut(pieces, room)
+            if room > 0 and is_clear(draft.counted[:whole], draft.answers):
+                rope, inside = Rope([front, list(chain.from_iterable(kept)), back]), (len(front), len(front) + room)
+                words = draft.counted[:whole]
+                return cell.sample(number, rope, inside, [inside], draft.key, draft.answers, (), words)
+            tries -= 1
+            if not tries:
+                raise too_short(cell, 2 * max(cell.length, len(front) + len(back)))
 
     return build
+
+
+def cut(pieces: Sequence[list[int]], room: int) -> tuple[list[list[int]], int]:
+    """The first `room` tokens of the pieces, and how many pieces are whole.
+
+    Example:
+        >>> cut([[1, 2], [3, 4], [5, 6]], 3)
+        ([[1, 2], [3]], 1)
+    """
+    kept: list[list[int]] = []
+    for piece in pieces:
+        if room <= 0:
+            break
+        kept.append(piece[:room])
+        room -= len(piece)
+    return kept, len(kept) - (room < 0)
 
 
 def clear(cell: Cell, build: Build) -> Build:

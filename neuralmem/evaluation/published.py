@@ -1,7 +1,8 @@
 """Published needle scores, with what their sources say of how they were made and what they leave out.
 
-Special: a cell that was read in a third party's text, or in one copy only, is marked; nothing that was not found is
-filled in. Scores are percent; where a source gives shares they are those times 100.
+Special: all were read in text copies of the papers (of Titans and Gated DeltaNet in several, which agree); a cell from
+a third party's text, or from a single one of several sources, is marked, and nothing that was not found is filled in.
+Scores are percent; where a source gives shares they are those times 100.
 Source: evaluation.md section 3 and papers.md section 7.8, which name the copies that were compared.
 """
 
@@ -20,7 +21,7 @@ class Source:
         unstated: what it does not say
         samples: per cell; None: not known
         before_2025: it is older than RULER's rule of June 2025, so its lengths come from the older rules
-        unverified: why its cells are not certain; empty where copies of the table itself agree
+        unverified: why its cells are not certain; empty where a copy of the table itself was read
     """
 
     name: str

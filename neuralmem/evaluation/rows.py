@@ -3,7 +3,7 @@
 Special: a row says everything about itself (hash of the prompt's tokens, of the tokenizer, of the checkpoint, real
 length, span and distance of the needle), so rows of many runs can be put together and every prompt can be made again
 and compared.
-Rows of version 0.1, with one needle and one answer, are read as rows of today.
+Older rows, with one needle and one answer, are read as rows of today.
 Source: evaluation.md section 10, with lists of needles and answers, and what belongs to baselines.
 """
 
@@ -170,12 +170,24 @@ def read(path: Path) -> Iterator[Row]:
         yield Row(**row | {"needle_spans": spans, "answers": tuple(row["answers"])})
 
 
+def read_results(folder: Path) -> list[Row]:
+    """The rows of a results folder.
+
+    Raises:
+        UserError: there are none, or a line is not a row.
+    """
+    path = folder / "rows.jsonl"
+    if not path.is_file():
+        raise UserError(f"--out is {str(folder)!r}, which has no rows.jsonl; it must be a folder of eval.py niah")
+    return list(read(path))
+
+
 _OLD = {"needle_span", "answer"}
 _NEW = {"needle_spans", "answers", "farthest_distance", "null", "partner"}
 
 
 def _of_today(values: dict[str, Any]) -> dict[str, Any]:
-    """A row of version 0.1 with the fields that it would have now."""
+    """An older row with the fields that it would have now."""
     return {name: value for name, value in values.items() if name not in _OLD} | {
         "needle_spans": [values["needle_span"]],
         "answers": [values["answer"]],

@@ -8,7 +8,7 @@ Source: evaluation.md section 9, point 12.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -47,22 +47,26 @@ def read_settings(folder: Path) -> Settings:
 
 
 def differences(
-    folder: Path, tokenizer: TokenizerLike, fingerprint: str, weights: str, training: TrainingData
+    rows: Sequence[Row],
+    settings: Settings,
+    tokenizer: TokenizerLike,
+    fingerprint: str,
+    weights: str,
+    training: TrainingData,
 ) -> Iterator[str]:
-    """Every difference between the rows of a folder and what they must be, a line each.
+    """Every difference between rows and what they must be, a line each.
 
     Args:
-        folder: with settings.json and rows.jsonl
+        rows: of one folder
+        settings: those that they were made with
         tokenizer: of the checkpoint
         fingerprint: the tokenizer's
         weights: hash of the checkpoint's weights, as rows name them
         training: what the checkpoint was trained on
 
     Raises:
-        UserError: settings or rows that cannot be read, a haystack that is not there any more.
+        UserError: a haystack that is not there any more.
     """
-    settings = read_settings(folder)
-    rows = list(store.read(folder / "rows.jsonl"))
     for row in rows:
         yield from _scores(row)
     strangers = [row for row in rows if row.tokenizer_sha256 != fingerprint]

@@ -111,7 +111,10 @@ class Oracle:
         logits[ord(".")] = 4.0
         for pattern, answer_to in KNOWN:
             if asked := pattern.search(text[-900:]):
-                answer, said = answer_to(asked[1], known), asked["said"]
+                said = asked["said"]
+                if answer_to in (common, coded) and memory != "on":  # counts that change would spoil a begun answer
+                    known = text[: len(text) - len(said)][-self.reach - 1 :]
+                answer = answer_to(asked[1], known)
                 if answer.startswith(said) and len(said) < len(answer):
                     logits[answer[len(said)]] = 8.0
                 break

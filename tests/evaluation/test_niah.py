@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from neuralmem.evaluation import rows as store
 from neuralmem.evaluation.cell import Cell
 from neuralmem.evaluation.haystack import open_haystack
 from neuralmem.evaluation.lengths import parse_depths, parse_lengths
-from neuralmem.evaluation.niah import Settings, run
+from neuralmem.evaluation.niah import Settings, cells, run
 from neuralmem.evaluation.prompts import TASKS, find_task
 from neuralmem.evaluation.reader import Reader
 from neuralmem.evaluation.recall import (
@@ -69,6 +69,91 @@ def test_oracle_finds_all_and_its_controls_only_what_is_in_reach(
         assert 6 <= line.beyond.n <= 8, "all but depth 100%, and in 1,024 bytes some at 75%"
         assert {name: share.share for name, share in line.controls.items()} == dict.fromkeys(CONTROLS, 0.0)
         assert line.null == pytest.approx(300 / line.group.length, abs=1e-6)
+
+
+@pytest.mark.parametrize("task", ["mv-niah", "mq-niah", "vt"])
+def test_several_needles_are_found_in_part_where_some_are_in_reach(
+    task: str, settings: Settings, subject: Subject, tmp_path: Path, training: TrainingData
+) -> None:
+    settings = replace(settings, tasks=(find_task(task),), lengths=(3000,), samples=(6,), depths=None)
+    found = ask(replace(settings, max_new_tokens=50), Oracle(900), replace(subject, reach=900), tmp_path, training)
+    parts = set()
+    for row in found:
+        if row.ablation in ("none", "reset", "shuffled"):
+            expected = float(row.ablation == "none")
+            assert (row.official, row.strict) == (expected, expected), row
+            continue
+        # While it answers, the oracle moves on by up to 50 bytes.
+        certain = [row.prompt_tokens + 50 - start <= 900 for start, _ in row.needle_spans]
+        possible = [row.prompt_tokens - stop <= 900 for _, stop in row.needle_spans]
+        assert sum(certain) <= row.official * len(row.answers) <= sum(possible), row
+        assert row.beyond_window == (not any(possible))
+        parts.add(row.official)
+    assert parts - {0.0, 1.0}, "a share of the answers is a score"
+    assert {row.rank_of_10 for row in found} == {row.answer_nll for row in found} == {None}
+
+
+@pytest.mark.parametrize(("task", "reach"), [("cwe", 400), ("fwe", 700)])
+def test_counting_in_a_window_is_the_null_model(
+    task: str, reach: int, settings: Settings, subject: Subject, tmp_path: Path, training: TrainingData
+) -> None:
+    settings = replace(settings, tasks=(find_task(task),), lengths=(6000,), samples=(6,), max_new_tokens=140)
+    settings = replace(settings, ablations=("none", "off", "shuffled"))
+    found = ask(settings, Oracle(reach), replace(subject, reach=reach), tmp_path, training, chunk=6000)
+    means = {}
+    for name in settings.ablations:
+        some = [row for row in found if row.ablation == name]
+        means[name] = sum(row.official for row in some) / len(some)
+    null = sum(row.null for row in found) / len(found)
+    assert means["none"] == 1.0
+    assert means["off"] == pytest.approx(null, abs=0.1), "ties, and a word that is cut"
+    assert 0.2 < null < 0.95
+    assert means["shuffled"] < 0.2, "words of another list"
+    assert not any(row.beyond_window for row in found)
+    (line,) = summarise(found)
+    assert line.null == pytest.approx(null)
+    assert line.first.n == 0
+    table = list(csv.DictReader(io.StringIO(to_csv(found, settings.grid))))
+    assert {row["depth_pct"] for row in table} == {"all"}, "there are no depths"
+
+
+class Remembers(Oracle):
+    """Keeps the texts of the state that it was last asked with."""
+
+    def __call__(self, tokens, state=None, **options):
+        logits, state = super().__call__(tokens, state, **options)
+        self.texts = state.texts
+        return logits, state
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_shuffled_asks_the_state_of_another_haystack(
+    count: int, settings: Settings, subject: Subject, tmp_path: Path, training: TrainingData
+) -> None:
+    model = Remembers(300)
+    settings = replace(settings, lengths=(1024,), samples=(count,), ablations=("shuffled",), max_new_tokens=1)
+    found = ask(settings, model, subject, tmp_path, training)
+    assert [row.sample_id for row in found] == list(range(count))
+    partners = {row.sample_id: row.partner for row in found}
+    assert all(partner is not None and partner != number for number, partner in partners.items())
+    assert [row.official for row in found] == [0.0] * count
+    by_question = {row.key: row for row in found}
+    for text in model.texts:
+        key = text.decode().rsplit("number for ", 1)[1].split(" mentioned")[0]
+        row = by_question[key]
+        assert f"for {key} is: {row.answers[0]}" not in text.decode(), "its own haystack was not read"
+        assert text.count(b"One of the special magic numbers") == 1, "another's was"
+
+
+def test_shuffled_of_one_sample_needs_a_partner(oracle: Oracle, settings: Settings, training: TrainingData) -> None:
+    cell, build = next(iter(cells(settings, oracle.tokenizer, training)))
+    sample, other = (build(i, 0.5, cell.random(i)) for i in range(2))
+    reader = Reader(oracle, oracle.tokenizer)
+    with pytest.raises(ValueError, match="give a partner"):
+        list(reader.ask([sample], ["shuffled"], 1))
+    ((name, (answer,)),) = reader.ask([sample], ["shuffled"], 9, lambda: other)
+    assert (name, answer.partner) == ("shuffled", 1)
+    assert sample.answers[0] not in answer.text
 
 
 def test_recall_finds_the_asked_fact_among_others(
@@ -191,6 +276,31 @@ def test_rows_of_something_else_are_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(UserError, match=r"rows.jsonl, whose line 1 is not a result row"):
         list(store.read(tmp_path / "rows.jsonl"))
+
+
+def test_older_rows_are_read_and_gone_on_with(
+    settings: Settings, subject: Subject, tmp_path: Path, training: TrainingData
+) -> None:
+    settings = replace(settings, samples=(2,), lengths=(1024,), ablations=("none",))
+    now = ask(settings, Oracle(300), subject, tmp_path, training)
+    path = tmp_path / "rows.jsonl"
+    later = {field.name: field.default for field in fields(Row) if field.default is not MISSING}
+    now = [replace(row, **later) for row in now]
+    old = []
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        (span,), (answer,) = row.pop("needle_spans"), row.pop("answers")
+        for name in ("farthest_distance", "null", "partner", *later):
+            del row[name]
+        old.append(row | {"needle_span": span, "answer": answer, "official": int(row["official"])})
+    path.write_text("".join(json.dumps(row) + "\n" for row in old))
+    assert list(store.read(path)) == now
+    again = Oracle(300)
+    assert ask(settings, again, subject, tmp_path, training) == now
+    assert again.reads == []
+    path.write_text(json.dumps(old[0] | {"more": 1}) + "\n")
+    with pytest.raises(UserError, match="whose line 1 is not a result row"):
+        list(store.read(path))
 
 
 def test_a_model_that_says_nan_is_wrong_and_not_a_crash(

@@ -1,6 +1,7 @@
 """The controls read less of a prompt than there is, and say the same; only the logits that are used are computed."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from neuralmem.evaluation.haystack import open_haystack
 from neuralmem.evaluation.prompts import find_task
 from neuralmem.evaluation.protocols import ruler
 from neuralmem.evaluation.reader import Answer, Reader
+from neuralmem.evaluation.rope import Rope
 from neuralmem.evaluation.sample import Sample
 from neuralmem.models.causal_lm import CausalLM
 from neuralmem.tokenizer import ByteTokenizer
@@ -111,6 +113,24 @@ def test_logits_are_computed_where_they_are_used(samples: list[Sample]) -> None:
     list(asked(counted, samples, ["none"]))
     used = 4 * 2 + sum(len(ids) - 1 for sample in samples for ids in sample.candidates) + 4 * 5
     assert counted.logits <= used
+
+
+@pytest.mark.parametrize("pattern", [["titans_mag"], ["titans_mac", "transformer"]])
+def test_shuffled_is_the_prompt_with_another_haystack(pattern: list[str], samples: list[Sample]) -> None:
+    model = small(pattern).double()
+    mixed = []
+    for row, own in enumerate(samples):
+        other = samples[row - 1]
+        pieces = [other.rope.slice(0, other.question), own.rope.slice(own.question, len(own.rope))]
+        mixed.append(replace(own, rope=Rope(pieces), question=other.question))
+    shuffled = [answer for _, answer in asked(model, samples, ["shuffled"])]
+    plain = [answer for _, answer in asked(model, mixed, ["none"])]
+    assert [answer.text for answer in shuffled] == [answer.text for answer in plain]
+    for one, two in zip(shuffled, plain, strict=True):
+        assert one.log_likelihoods == pytest.approx(two.log_likelihoods, abs=1e-5)
+    assert [answer.partner for answer in shuffled] == [3, 0, 1, 2]
+    own = [answer for _, answer in asked(model, samples, ["none"])]
+    assert any(a.log_likelihoods != pytest.approx(b.log_likelihoods, abs=1e-3) for a, b in zip(own, plain, strict=True))
 
 
 def test_progress_adds_up_to_the_prompts(samples: list[Sample]) -> None:

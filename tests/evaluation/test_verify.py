@@ -83,7 +83,7 @@ def test_what_was_changed_is_named(
     *lines, last = capsys.readouterr().out.splitlines()
     assert any(expected in line for line in lines), lines
     assert len(lines) <= 2, "a changed prediction changes two scores, a row that is elsewhere is missing as well"
-    assert last.endswith(f"{len(lines)} differences")
+    assert last.endswith(f" {len(lines)} difference{'s' * (len(lines) != 1)}")
 
 
 def test_another_tokenizer_is_found(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """Own needle scores beside published ones: same task and length, with every reason why they cannot be compared.
 
 Reads what eval.py niah wrote and runs nothing. Prints a table per task and length; writes compare_paper.csv,
-compare_paper.jsonl and compare_paper.png to the same folder. Cells that were not read in the paper itself are marked.
+compare_paper.jsonl and compare_paper.png to the folder compare_paper in it. Cells from a third party's text are marked.
 """
 
 import argparse
@@ -13,9 +13,8 @@ from pathlib import Path
 from rich.console import Console
 
 from neuralmem import durable
-from neuralmem.errors import UserError
 from neuralmem.evaluation.compare_paper import compare, draw, print_comparisons, table_rows, to_csv
-from neuralmem.evaluation.rows import read
+from neuralmem.evaluation.rows import read_results
 from neuralmem.evaluation.table import NARROW
 
 EXAMPLES = """example
@@ -31,13 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse a folder without rows.
-
-    Raises:
-        UserError: naming the option.
-    """
-    if not (Path(options.out) / "rows.jsonl").is_file():
-        raise UserError(f"--out is {options.out!r}, which has no rows.jsonl; it must be a folder of eval.py niah")
+    """No value is wrong whatever the folder holds."""
 
 
 def run(options: argparse.Namespace) -> None:
@@ -46,14 +39,16 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: rows that cannot be read, or of several checkpoints.
     """
-    out = Path(options.out)
-    comparisons = compare(list(read(out / "rows.jsonl")))
+    results = Path(options.out)
+    comparisons = compare(read_results(results))
     print_comparisons(comparisons, Console(width=None if sys.stdout.isatty() else NARROW))
+    out = results / "compare_paper"  # of its own, so that the report of the results stays theirs
+    out.mkdir(exist_ok=True)
     rows = [row for comparison in comparisons for row in table_rows(comparison)]
     durable.write_file(out / "compare_paper.csv", to_csv(comparisons))
     durable.write_file(out / "compare_paper.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     partial = out / "compare_paper.png.partial"
-    draw(comparisons, out.resolve().parent.name).savefig(partial, dpi=160, format="png")
+    draw(comparisons, results.resolve().parent.name).savefig(partial, dpi=160, format="png")
     os.replace(partial, out / "compare_paper.png")
     for name in ("compare_paper.csv", "compare_paper.jsonl", "compare_paper.png"):
         print(out / name)

@@ -11,8 +11,8 @@ from pathlib import Path
 from neuralmem.durable import manifest
 from neuralmem.errors import UserError
 from neuralmem.evaluation.recall import read_training_data
-from neuralmem.evaluation.rows import read
-from neuralmem.evaluation.verify import differences
+from neuralmem.evaluation.rows import read_results
+from neuralmem.evaluation.verify import differences, read_settings
 from neuralmem.models.checkpoint import verify as verify_files
 from neuralmem.models.weights import fingerprint
 from neuralmem.tokenizer import load_tokenizer
@@ -32,13 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse a folder without rows.
-
-    Raises:
-        UserError: naming the option.
-    """
-    if not (Path(options.out) / "rows.jsonl").is_file():
-        raise UserError(f"--out is {options.out!r}, which has no rows.jsonl; it must be a folder of eval.py niah")
+    """No value is wrong whatever the folder holds."""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -49,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
     """
     out = Path(options.out)
     folder = Path(options.checkpoint) if options.checkpoint else out.resolve().parent
+    rows = read_results(out)
     training = read_training_data(folder)
     files = verify_files(folder)
     if "tokenizer.json" not in files:
@@ -56,9 +51,9 @@ def run(options: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(files["tokenizer.json"])
     weights = fingerprint(json.loads(manifest(folder) or b"{}")["files"])
     count = 0
-    for line in differences(out, tokenizer, tokenizer.fingerprint, weights, training):
+    for line in differences(rows, read_settings(out), tokenizer, tokenizer.fingerprint, weights, training):
         print(line, flush=True)
         count += 1
-    rows = sum(1 for _ in read(out / "rows.jsonl"))
-    print(f"{rows:,} rows: {f'{count:,} differences' if count else 'prompts, counts and scores are what they must be'}")
+    found = f"{count:,} difference{'s' * (count != 1)}" if count else "prompts, counts and scores are what they must be"
+    print(f"{len(rows):,} rows: {found}")
     return 1 if count else 0
