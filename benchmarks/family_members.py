@@ -14,6 +14,7 @@ from family_tasks import VOCABULARY
 
 from neuralmem import registry
 from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
+from neuralmem.memory._memory import Memory
 from neuralmem.models.causal_lm import build_model
 
 PARAMETERS = 250_000
@@ -96,8 +97,10 @@ def _filled(config: ModelConfig) -> ModelConfig:
 
 def _sizes(config: ModelConfig) -> Iterator[ModelConfig]:
     """The config at every size of its memory that is tried."""
+    rule: type[Memory] = registry.find("rule", config.memory.rule, Memory, "memory.rule")
+    expansions = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0) if "expansion" in rule.uses else (BASE.memory.expansion,)
     for head_width in (16, 24, 32, 48, 64):
-        for expansion in (0.5, 1.0, 1.5, 2.0, 3.0, 4.0):
+        for expansion in expansions:
             yield replace(config, memory=replace(config.memory, head_width=head_width, expansion=expansion))
 
 

@@ -37,6 +37,7 @@ from race import Ticker
 from record import machine, place
 from torch.nn import functional as F
 
+from neuralmem.evaluation import continual
 from neuralmem.models.causal_lm import CausalLM, build_model
 
 TASKS, PER_TASK, SHOWN = 5, 8, 3
@@ -158,14 +159,13 @@ def fine_tuned(model: CausalLM, seed: int, rows: int) -> Row:
 
 def measures(R: np.ndarray) -> Row:
     """Accuracy, backward transfer and forgetting of R[i, j], task j after task i."""
-    last, learned = R[-1], np.diag(R)
-    best = np.array([np.nanmax(R[j:, j]) for j in range(TASKS)])
+    found = continual.measures([[math.nan] * TASKS, *R.tolist()])  # nothing was asked before the first task
     return {
         "R": [[None if math.isnan(x) else x for x in line] for line in R.tolist()],
-        "accuracy": float(last.mean()),
-        "learned": float(learned.mean()),
-        "backward_transfer": float((last - learned)[:-1].mean()),
-        "forgetting": float((best - last)[:-1].mean()),
+        "accuracy": found.acc,
+        "learned": found.learned,
+        "backward_transfer": found.bwt,
+        "forgetting": found.forgetting,
     }
 
 

@@ -31,6 +31,10 @@ TEMPORARY = ".saving-"  # in the name of what is being written
 T = TypeVar("T")
 
 
+class Unreachable(UserError):
+    """A file that the disk or the system does not give at the moment, which says nothing about what is in it."""
+
+
 @contextlib.contextmanager
 def whole_folder(folder: str | Path, form: str) -> Iterator[Path]:
     """Replace the files of a folder all at once; its other files stay.
@@ -75,7 +79,7 @@ def verify(folder: str | Path, form: str, required: Iterable[str] = ()) -> dict[
         Where the files lie, by name.
 
     Raises:
-        UserError: naming the first file that is missing or differs.
+        UserError: naming the first file that is missing or differs; Unreachable: that cannot be read.
     """
     folder = Path(folder)
     entries = _entries(folder, form)
@@ -129,12 +133,12 @@ def _generation(folder: Path) -> tuple[int, int, bytes] | None:
     return None
 
 
-def write_text(file: str | Path, text: str) -> None:
-    """Replace a file at once, and have it on the disk."""
+def write_file(file: str | Path, content: str | bytes) -> None:
+    """Replace a file at once, and have it on the disk; text as UTF-8."""
     file = Path(file)
     temporary = file.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
     try:
-        temporary.write_text(text)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         _sync(temporary)
         os.replace(temporary, file)
         _sync(file.parent)
@@ -265,7 +269,11 @@ def _sync(path: Path) -> None:
 
 
 def _entries(folder: Path, form: str) -> dict[str, Any]:
-    text, path = manifest(folder), folder / MANIFEST
+    path = folder / MANIFEST
+    try:
+        text = manifest(folder)
+    except OSError as error:
+        raise Unreachable(f"{path} cannot be read: {reason(error)}") from None
     if text is None:
         raise UserError(f"checkpoint {folder} has no {MANIFEST}: not a checkpoint, or not completely written")
     try:
@@ -285,7 +293,7 @@ def _check(folder: Path, name: str, entry: Any) -> Path:
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise UserError(f"{file} cannot be read: {reason(error)}") from None
+            raise Unreachable(f"{file} cannot be read: {reason(error)}") from None
         if not same:
             raise UserError(f"{file} is damaged: its size or sha256 is not that of {MANIFEST}")
         return file

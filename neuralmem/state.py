@@ -65,6 +65,14 @@ class State:
         """Samples `rows` in the given order, repeats allowed (beam search)."""
         return self.map(lambda x: x[torch.as_tensor(rows, device=x.device)])
 
+    def without_context(self) -> Self:
+        """The same state without attention windows and convolution tails, which are those of a fresh state.
+
+        What a memory has learned stays, and so do its writes that wait for the end of a chunk. Of a whole model ask
+        `CausalLM.memory_only`, which also ends what only its layers can end.
+        """
+        return replace(self, **{f.name: _without_context(getattr(self, f.name)) for f in self._data()})
+
     def save(self, path: str | Path) -> None:
         """Write the state of a model to a safetensors file, whole or not at all.
 
@@ -136,6 +144,14 @@ def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return value.map(change)
     if isinstance(value, tuple):
         return tuple(_map(x, change) for x in value)
+    return value
+
+
+def _without_context(value: Any) -> Any:
+    if isinstance(value, State):
+        return value.without_context()
+    if isinstance(value, tuple):
+        return tuple(map(_without_context, value))
     return value
 
 

@@ -108,6 +108,11 @@ class Tokenizer:
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / "tokenizer.json").write_text(self._definition, encoding="utf-8", newline="")
 
+    @property
+    def definition(self) -> str:
+        """The content of `tokenizer.json`."""
+        return self._definition
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of `tokenizer.json`, in hexadecimal."""

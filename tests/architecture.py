@@ -19,12 +19,12 @@ STOREYS = [
     {"layers"},
     {"models"},
     {"data", "generation"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "hf"},
     {"__init__"},
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(STOREYS) for name in names}
-APART = [{"training", "evaluation"}, {"data", "generation"}]
+APART = [{"training", "evaluation"}, {"data", "generation"}, {"hf", "training"}, {"hf", "evaluation"}]
 ONLY = {"data": STOREYS[0] | {"data"}}  # rooms with a list of their own, shorter than what lies below
 LIGHTNING = ("training.", "data.module")  # where `lightning` may be imported
 

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import warnings
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,14 @@ def stated(tokens: list[int], tasks: Any) -> dict[int, list[int]]:
             assert tasks.FIRST_VALUE <= value < tasks.FIRST_FILLER
             said.setdefault(key, []).append(value)
     return said
+
+
+@pytest.mark.parametrize("rule", ["delta", "ttt_linear"])
+def test_a_member_sets_no_field_that_its_rule_ignores(load: Any, rule: str) -> None:
+    members = load("family_members")
+    config = replace(members.BASE, memory=replace(members.BASE.memory, rule=rule))
+    with warnings.catch_warnings(action="error"):
+        assert len({fitted.memory.head_width for fitted in members._sizes(config) if build_model(fitted)}) == 5
 
 
 @pytest.mark.parametrize("changed", [0, 3])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from neuralmem import durable
 from neuralmem.data.document import Source
 from neuralmem.data.encode import Encode
 from neuralmem.data.faults import Faults
@@ -161,7 +162,7 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
     if there is None:
         if broken := next((name for name in (MANIFEST, PLAN) if (folder / name).exists()), None):
             raise UserError(f"{folder / broken} is damaged; remove {folder} and run the same command again")
-        if stray := next((file for file in sorted(folder.iterdir()) if file.suffix != ".part"), None):
+        if stray := next((file for file in sorted(folder.iterdir()) if file not in _unfinished(folder)), None):
             raise UserError(f"out is {str(folder)!r}, which holds {stray.name}; it must be new, or of an earlier run")
         write_json(folder / PLAN, plan)
         return
@@ -210,8 +211,13 @@ def _finish(folder: Path, plan: dict[str, Any], shards: list[dict[str, Any]], re
 
 
 def _tidy(folder: Path, shards: list[dict[str, Any]]) -> None:
-    for path in (folder / PLAN, *(folder / f"{shard['name']}.json" for shard in shards), *folder.glob("*.part")):
+    for path in (folder / PLAN, *(folder / f"{shard['name']}.json" for shard in shards), *_unfinished(folder)):
         path.unlink(missing_ok=True)
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    """What a process that was killed was writing."""
+    return [*folder.glob("*.part"), *folder.glob(f"{durable.TEMPORARY}*")]
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:

@@ -129,9 +129,12 @@ class Source(ABC):
             UserError: the source holds tokens of another one.
         """
 
-    def fingerprint(self) -> str:
-        """-> what a saved position hangs on; where it has changed, the position means nothing."""
-        return f"{self.count} documents"
+    def fingerprint(self) -> list[str]:
+        """-> what a saved position hangs on, a line for each part; where one has changed, the position means nothing.
+
+        Names, sizes and options, the same wherever the files lie; not every byte, which would take too long.
+        """
+        return [f"{self.name}: {self.count} documents"]
 
     def mean_length(self, documents: int = 64) -> float:
         """-> length of a document on average, in characters, from some of them; in tokens where these are stored."""
@@ -170,6 +173,7 @@ class Indexed(Numbered):
         share: part that is validation. Where one side would get nothing (a single file), every document is cut, and
             its last `share` is validation.
         side_key: from a document's name to what its side hangs on; None: its name
+        content: what the documents are, in words that change when they do; for `fingerprint`
 
     Raises:
         UserError: no documents, or a share outside 0..1.
@@ -186,17 +190,21 @@ class Indexed(Numbered):
         side: Side = "all",
         share: float = 0.0,
         side_key: Callable[[str], str] | None = None,
+        content: str = "",
     ) -> None:
         if not size:
             raise UserError(f"source {name!r} is empty; it must hold at least one document")
         check_share(name, side, share)
         self.name, self._key, self._fetch, self._groups, self._share = name, key, fetch, groups, share
-        self._side_key = side_key
+        self._side_key, self._content = side_key, f"{described(side, share)} of {content or name}"
         keys = (side_key(key(number)) if side_key else key(number) for number in range(size))
         mine = range(size) if side == "all" else [n for n, one in enumerate(keys) if on_side(one, side, share)]
         self._cut: Side = side if side != "all" and share > 0 and len(mine) in (0, size) else "all"
         self._numbers = torch.arange(size) if len(mine) == size or self._cut != "all" else torch.tensor(mine)
         self.count = len(self._numbers)
+
+    def fingerprint(self) -> list[str]:
+        return [f"{self.count} {self._content}"]
 
     def order(self, shuffle: int | None) -> Callable[[int], Document | Unreadable | Tokenized]:
         numbers = self._shuffled(shuffle).numpy()  # an element of which costs a fiftieth of a tensor's
@@ -229,6 +237,16 @@ class Indexed(Numbered):
         return Document(key, text, replaced, self._side_key(key) if self._side_key else "")
 
 
+def described(side: Side, share: float) -> str:
+    """What the documents of a side are called where they are counted.
+
+    Example:
+        >>> described("all", 0.1), described("validation", 0.1)
+        ('documents', 'validation documents (share 0.1)')
+    """
+    return "documents" if side == "all" else f"{side} documents (share {share:g})"
+
+
 def check_share(name: str, side: Side, share: float) -> None:
     """Refuse a share of validation documents that is none.
 
@@ -259,6 +277,14 @@ class Texts(Indexed):
     ) -> None:
         ids, texts = partial(_part, documents), partial(_text, documents)
         super().__init__(name, len(documents), ids, texts, side=side, share=share, side_key=side_key)
+        self._documents = documents
+
+    def fingerprint(self) -> list[str]:
+        found = hashlib.blake2b(digest_size=8)
+        for document in self._documents:
+            for part in document[:2]:
+                found.update(f"{len(part)} {part}".encode("utf-8", "replace"))
+        return [f"{line}, {found.hexdigest()}" for line in super().fingerprint()]
 
 
 def _part(documents: Sequence[tuple[str, str]] | Sequence[Document], number: int) -> str:
@@ -280,6 +306,9 @@ class Joined(Numbered):
     def accept(self, tokenizer: Tokenizer) -> None:
         for source in self._sources:
             source.accept(tokenizer)
+
+    def fingerprint(self) -> list[str]:
+        return [line for source in self._sources for line in source.fingerprint()]
 
     def order(self, shuffle: int | None) -> Callable[[int], Document | Unreadable | Tokenized]:
         orders = [source.order(shuffle) for source in self._sources]

@@ -4,6 +4,7 @@ A text file is one document (a large one several), a line of a jsonl file one, a
 indexed once, without keeping their content, and read by position. What is not UTF-8 is counted and replaced by U+FFFD.
 """
 
+import hashlib
 import json
 import os
 import warnings
@@ -65,16 +66,27 @@ def open_files(
         suffix = path.suffix.lower()
         kinds["lines" if suffix in LINES else "tables" if suffix in TABLES else "text"].append((name, path))
     sources = []
+    common: dict[str, Any] = {"side": side, "share": share}
     if files := kinds["text"]:
         spans = _Spans(files, partial(_document_starts, document_bytes=document_bytes), _plain_text)
-        sources.append(Indexed(spec, len(spans), spans.place, spans.text, side=side, share=share))
+        content = f"{_content(files)} cut at {document_bytes:,} bytes"
+        sources.append(Indexed(spec, len(spans), spans.place, spans.text, content=content, **common))
     if files := kinds["lines"]:
         spans = _Spans(files, _line_starts, partial(_json_text, field=text_field))
-        sources.append(Indexed(spec, len(spans), spans.place, spans.text, side=side, share=share))
+        content = f"{_content(files)} by {text_field}"
+        sources.append(Indexed(spec, len(spans), spans.place, spans.text, content=content, **common))
     if files := kinds["tables"]:
         rows = _Rows(files, text_field)
-        sources.append(Indexed(spec, len(rows), rows.place, rows.text, groups=rows.firsts[:-1], side=side, share=share))
+        groups, content = rows.firsts[:-1], f"{_content(files)} by {text_field}"
+        sources.append(Indexed(spec, len(rows), rows.place, rows.text, groups=groups, content=content, **common))
     return sources
+
+
+def _content(files: list[tuple[str, Path]]) -> str:
+    """How many files and bytes, and a hash of all names and sizes."""
+    sizes = {name: path.stat().st_size for name, path in files}
+    found = hashlib.blake2b(json.dumps(sizes).encode(), digest_size=8).hexdigest()
+    return f"{len(files)} file(s), {sum(sizes.values()):,} bytes, names and sizes {found}"
 
 
 class _Spans:

@@ -8,6 +8,7 @@ resumed run reads the stream from its beginning to where it was.
 The commonest ones have short names, `fineweb-edu`, which take the same options: data/names.py.
 """
 
+import json
 import random
 from collections.abc import Iterator
 from functools import partial
@@ -15,7 +16,7 @@ from itertools import islice
 from typing import Any
 from urllib.parse import parse_qsl
 
-from neuralmem.data.document import Document, Indexed, Side, Source, Unreadable, check_share, on_side
+from neuralmem.data.document import Document, Indexed, Side, Source, Unreadable, check_share, described, on_side
 from neuralmem.data.files import text_of
 from neuralmem.data.names import NAMES
 from neuralmem.errors import UserError, nearest
@@ -72,7 +73,16 @@ def open_hub(spec: str, *, side: Side = "all", share: float = 0.0, text_field: s
     key = partial(_key, name)
     if streaming:
         return _Stream(spec, _Undivided(dataset), key, field, side, share, int(options.get("buffer", 1000)))
-    return Indexed(spec, len(dataset), key, partial(_text, dataset, name, field), side=side, share=share)
+    content = _content(name, split, field, options)
+    return Indexed(
+        spec, len(dataset), key, partial(_text, dataset, name, field), side=side, share=share, content=content
+    )
+
+
+def _content(name: str, split: str, field: str, options: dict[str, str]) -> str:
+    """What was asked for: the same data for ever only if a `revision` was."""
+    said = {key: value for key, value in options.items() if key in ("config", *_PASSED_ON)}
+    return f"{name} {json.dumps(said | {'split': split, 'field': field}, sort_keys=True)}"
 
 
 def _key(name: str, number: int) -> str:
@@ -125,6 +135,11 @@ class _Stream(Source):
         check_share(name, side, share)
         self.name, self._dataset, self._key, self._field, self._buffer = name, dataset, key, field, buffer
         self._side, self._share = side, share
+
+    def fingerprint(self) -> list[str]:
+        name, options = options_of(self.name)
+        content = _content(name, options.get("split", "train"), self._field, options)
+        return [f"the stream of {described(self._side, self._share)} of {content}, buffer {self._buffer}"]
 
     def scan(self, start: int = 0, step: int = 1, *, shuffle: int | None = None) -> Iterator[Document | Unreadable]:
         rows = ((self._key(number), row) for number, row in enumerate(self._rows()))

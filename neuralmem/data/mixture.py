@@ -56,8 +56,9 @@ class Mixture(Source):
         for source in self._sources:
             source.accept(tokenizer)
 
-    def fingerprint(self) -> str:
-        return f"{self._quota.tolist()}: {'; '.join(source.fingerprint() for source in self._sources)}"
+    def fingerprint(self) -> list[str]:
+        parts = [line for source in self._sources for line in source.fingerprint()]
+        return [f"{self._quota.tolist()} of {BLOCK} documents", *parts]
 
     def scan(
         self, start: int = 0, step: int = 1, *, shuffle: int | None = None

@@ -6,7 +6,7 @@ so that a configuration file can link it to the model.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -69,6 +69,7 @@ class DataModule(L.LightningDataModule, ABC):
     length: int
     carry_memory = False
     num_workers: int
+    _positions: Sequence[dict[str, Any]] = ()
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -86,9 +87,19 @@ class DataModule(L.LightningDataModule, ABC):
 
     def train_dataloader(self) -> StatefulDataLoader:
         data = self.build("train", self._shard())
+        if self._positions:
+            data.take_over(self._positions)  # type: ignore[attr-defined]
         return StatefulDataLoader(
             data, batch_size=None, num_workers=self.num_workers, worker_init_fn=leave_signals_to_the_parent
         )
+
+    def take_over(self, positions: Sequence[dict[str, Any]]) -> None:
+        """Let training go on where readers of another number have stopped.
+
+        Args:
+            positions: of their data sets, loader process by loader process, device by device
+        """
+        self._positions = positions
 
     def val_dataloader(self) -> DataLoader:
         # Its own generator: otherwise the start of a validation would draw from the global random state.
@@ -106,7 +117,8 @@ class TextData(DataModule):
         tokenizer: "bytes", "bpe:NUMBER" or "words:NUMBER" (trained on the source and kept in a cache; "words" keeps
             spaces apart from words), or the path of a tokenizer.json
         source: "builtin" (prose of the Python library), "stdlib" (its sources), a path, folder or glob of text, jsonl
-            and parquet files, or "hf:NAME"; or a list of these
+            and parquet files, a dataset by name ("fineweb-edu", or any as "hf:NAME"), or "shards:FOLDER"; a list of
+            these, or a mapping of them to weights
         sequence_length: tokens per row
         batch_size: rows per device
         align: documents start on multiples of this many tokens: the memory's chunk_size, or the segment of titans_mac
@@ -249,7 +261,7 @@ class NeedleData(_Synthetic, DataModule):
         stages: the curriculum
         tokenizer: "words:NUMBER", "bpe:NUMBER" (trained on the source and kept in a cache), "bytes", or the path of a
             tokenizer.json
-        source: where the text comes from, as in TextData; validation uses documents of its own
+        source: where the text comes from, as in TextData but for shards; validation uses documents of its own
         form: format of facts and questions, and which keys and pairs are kept for validation
         placing: "scattered" through the row, or facts in "front" and questions behind
         text_weight: loss weight of the text relative to that of the answers
@@ -264,7 +276,7 @@ class NeedleData(_Synthetic, DataModule):
         self,
         stages: list[Stage],
         tokenizer: str = "words:1024",
-        source: str | list[str] = "builtin",
+        source: str | list[str] | dict[str, float] = "builtin",
         form: NeedleFormat = NeedleFormat(),
         placing: Literal["scattered", "front"] = "scattered",
         text_weight: float = 0.05,

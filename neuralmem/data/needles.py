@@ -35,7 +35,8 @@ class NeedleFormat:
     """How facts and questions are written.
 
     Args:
-        fact: a fact with {key} and {value}; a question is the same text up to the value
+        fact: a fact with {key} and {value}
+        ask: a question with {key}, which a space and the value answer; None: a fact's text up to the value
         digits: decimal digits of a value; there are 10 ** digits values, written with leading zeros
         key_tokens: keys are words of exactly this many tokens; 0: of any number
         pairs_held_out: share of all (key, value) pairs that only validation uses
@@ -43,29 +44,47 @@ class NeedleFormat:
     """
 
     fact: str = "@{key}={value}\n"
+    ask: str | None = None
     digits: int = 3
     key_tokens: int = 1
     pairs_held_out: float = 0.25
     keys_held_out: float = 0.1
 
-    def question(self, key: str) -> str:
-        r"""-> the text of a fact up to its value, spaces before the value left to the answer.
+    def head(self, key: str) -> str:
+        r"""-> the text of a fact up to its value, spaces before the value left out.
 
         Example:
-            >>> NeedleFormat("@{key} {value}\n").question("word")
+            >>> NeedleFormat("@{key} {value}\n").head("word")
             '@word'
         """
         return self.fact.partition("{value}")[0].rstrip(" ").format(key=key)
 
-    def answer(self, value: int) -> str:
-        r"""-> the value with the spaces before it and what follows it.
+    def told(self, value: int) -> str:
+        r"""-> the rest of a fact: the value with the spaces before it and what follows it.
 
         Example:
-            >>> NeedleFormat("@{key} {value}\n").answer(7)
+            >>> NeedleFormat("@{key} {value}\n").told(7)
             ' 007\n'
         """
         before, _, after = self.fact.partition("{value}")
         return " " * (len(before) - len(before.rstrip(" "))) + self.number(value) + after
+
+    def statement(self, key: str, value: int) -> str:
+        """-> a fact."""
+        return self.head(key) + self.told(value)
+
+    def question(self, key: str) -> str:
+        r"""-> what is asked; the model goes on with the answer.
+
+        Example:
+            >>> NeedleFormat("{key} is {value}.\n", ask="What is {key}? It is").question("word")
+            'What is word? It is'
+        """
+        return self.head(key) if self.ask is None else self.ask.format(key=key)
+
+    def answer(self, value: int) -> str:
+        """-> the value with the spaces before it and, as in a fact, what follows it."""
+        return self.told(value) if self.ask is None else f" {self.number(value)}{self.fact.partition('{value}')[2]}"
 
     def number(self, value: int) -> str:
         """-> the value alone, with leading zeros."""
@@ -103,10 +122,10 @@ def find_keys(texts: Iterable[str], tokenizer: Tokenizer, form: NeedleFormat, le
         UserError: fewer than 16 words fit.
     """
     counts = Counter(word for text in texts for word in re.findall(r"(?<![A-Za-z])[A-Za-z]{3,12}(?![A-Za-z])", text))
-    bare = len(tokenizer.encode(form.question("")))
+    bare = len(tokenizer.encode(form.head("")))
     words = [word for word, count in counts.items() if count >= least]
     if form.key_tokens:
-        words = [word for word in words if len(tokenizer.encode(form.question(word))) == bare + form.key_tokens]
+        words = [word for word in words if len(tokenizer.encode(form.head(word))) == bare + form.key_tokens]
     if len(words) < 16:
         few = f"only {len(words)} words of 3 to 12 letters stand in the text {least} times"
         if not form.key_tokens:
@@ -175,12 +194,12 @@ class Needles(Curriculum):
         if not 0 <= text_share <= 1:
             raise UserError(f"text_share is {text_share}; it must be between 0 and 1")
         self.placing, self.text_weight, self.text_share = placing, text_weight, text_share
+        self._source = haystack.fingerprint()
         texts = list(limited(texts_of(haystack), HAYSTACK_CHARACTERS))
         words = list(keys) if keys is not None else find_keys(texts, tokenizer, self.form)
         held = new_keys and self.part == "validation"
         self.keys = [word for word in words if self.form.is_key_held_out(word) == held]
-        self._questions: dict[str, np.ndarray] = {}
-        self._answers: dict[int, np.ndarray] = {}
+        self._encoded: dict[tuple[str, str | int], np.ndarray] = {}
         self._check_format()
         self._text = np.array([i for text in texts for i in tokenizer.encode(text)], dtype=np.int64)
         self._lines = self._line_starts()
@@ -189,9 +208,17 @@ class Needles(Curriculum):
         if longest > len(self._text):
             raise UserError(f"length is {longest}; it must be at most {len(self._text)}, the tokens of the haystack")
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        return super().settings | {"tokenizer": self.tokenizer.fingerprint, "source": self._source}
+
     def room(self, stage: Stage, part: Stage | Longer) -> int:
-        longest = max(len(self._question(key)) for key in self.keys) + len(self._answer(0))
-        return longest * (part.facts + part.questions) + (stage.gap if self.placing == "front" else 0)
+        told, asked = (
+            max(len(self._part(key_part, key)) for key in self.keys) + len(self._part(value_part, 0))
+            for key_part, value_part in (("head", "told"), ("question", "answer"))
+        )
+        gap = stage.gap if self.placing == "front" else 0
+        return told * (part.facts + part.updates) + asked * part.questions + gap
 
     def draw(self, rng: np.random.Generator, layout: Layout) -> Batch:
         rows = [self._row(rng, layout) for _ in range(layout.rows)]
@@ -199,29 +226,32 @@ class Needles(Curriculum):
         chosen = None if self.text_share == 1 else torch.from_numpy(rng.random(tokens.shape) < self.text_share)
         return supervise(tokens, groups, self.text_weight, chosen)
 
-    def _question(self, key: str) -> np.ndarray:
-        """-> tokens of a question, encoded once."""
-        if key not in self._questions:
-            self._questions[key] = np.array(self.tokenizer.encode(self.form.question(key)))
-        return self._questions[key]
-
-    def _answer(self, value: int) -> np.ndarray:
-        """-> tokens of an answer; those of the first 100,000 values that come up are kept."""
-        found = self._answers.get(value)
+    def _part(self, name: str, of: str | int) -> np.ndarray:
+        """-> tokens of what the format's method `name` gives of a key or a value; the first 200,000 are kept."""
+        found = self._encoded.get((name, of))
         if found is None:
-            found = np.array(self.tokenizer.encode(self.form.answer(value)))
-            if len(self._answers) < 100_000:
-                self._answers[value] = found
+            found = np.array(self.tokenizer.encode(getattr(self.form, name)(of)))
+            if len(self._encoded) < 200_000:
+                self._encoded[name, of] = found
         return found
 
     def _row(self, rng: np.random.Generator, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
         """-> tokens Int[T], groups Int[T] (see `supervise`)."""
         pool = min(layout.keys or len(self.keys), len(self.keys))
         keys = [self.keys[i] for i in rng.choice(pool, layout.facts, replace=False)]
-        values = [self.form.value(rng, key, self.part == "validation") for key in keys]
+        told = np.arange(layout.facts)
+        if layout.updates:  # some keys are told twice, the latest value counts
+            told = rng.permutation(np.append(told, rng.choice(layout.facts, layout.updates, replace=False)))
+        values: dict[int, int] = {}
+        needles = []
+        for i in told.tolist():
+            before = values.get(i)
+            while values.get(i) == before:
+                values[i] = self.form.value(rng, keys[i], self.part == "validation")
+            needles.append((self._part("head", keys[i]), self._part("told", values[i]), -2))
         asked = rng.permutation(max(layout.facts, layout.questions))[: layout.questions] % layout.facts
-        needles = [(self._question(keys[i]), self._answer(values[i]), -2) for i in range(layout.facts)]
-        needles += [(self._question(keys[i]), self._answer(values[i]), n) for n, i in enumerate(asked)]
+        for n, i in enumerate(asked.tolist()):
+            needles.append((self._part("question", keys[i]), self._part("answer", values[i]), n))
         text = self._passage(rng, layout.length - sum(len(q) + len(a) for q, a, _ in needles))
         pieces, groups, last = [], [], 0
         for place, (question, answer, group) in zip(self._places(rng, text, layout), needles, strict=True):
@@ -238,7 +268,7 @@ class Needles(Curriculum):
 
     def _places(self, rng: np.random.Generator, text: np.ndarray, layout: Layout) -> np.ndarray:
         """-> where facts and then questions are inserted in a passage, ascending; the last at its end."""
-        room, facts, questions = len(text), layout.facts, layout.questions
+        room, facts, questions = len(text), layout.facts + layout.updates, layout.questions
         if self.placing == "front":
             return np.repeat([0, room], [facts, questions])
         starts = np.flatnonzero(self._breaks[text]) + 1
@@ -260,14 +290,18 @@ class Needles(Curriculum):
         """Facts are put together from their parts' tokens: refuse a format where that is not what `encode` gives."""
         if "{key}" not in self.form.fact or "{value}" not in self.form.fact.partition("{key}")[2]:
             raise UserError(f"form.fact is {self.form.fact!r}; it must hold {{key}} and, behind it, {{value}}")
+        if self.form.ask is not None and ("{key}" not in self.form.ask or self.form.ask.endswith(" ")):
+            raise UserError(f"form.ask is {self.form.ask!r}; it must hold {{key}} and not end with a space")
         after = self.form.fact.partition("{value}")[2]
-        self._tail = len(self._answer(0)) - len(self.tokenizer.encode(self.form.answer(0).removesuffix(after)))
+        self._tail = len(self._part("told", 0)) - len(self.tokenizer.encode(self.form.told(0).removesuffix(after)))
         for i, key in enumerate(islice(self.keys, 32)):
             value = i * 7919 % 10**self.form.digits
-            parts = [*self._question(key), *self._answer(value)]
-            whole = self.tokenizer.encode(self.form.question(key) + self.form.answer(value))
-            if parts != whole or len(self._answer(value)) != len(self._answer(0)):
-                raise UserError(
-                    f"form.fact is {self.form.fact!r}, whose tokens depend on the value; put a sign such as '=' in "
-                    "front of {value}, and use a tokenizer that splits digits"
-                )
+            for head, rest in (("head", "told"), ("question", "answer")):
+                parts = [*self._part(head, key), *self._part(rest, value)]
+                whole = self.tokenizer.encode(getattr(self.form, head)(key) + getattr(self.form, rest)(value))
+                if parts != whole or len(self._part(rest, value)) != len(self._part(rest, 0)):
+                    where = f"form.fact is {self.form.fact!r}" if head == "head" else f"form.ask is {self.form.ask!r}"
+                    raise UserError(
+                        f"{where}, whose tokens depend on the value; put a sign such as '=' in front of {{value}}, and "
+                        "use a tokenizer that splits digits"
+                    )

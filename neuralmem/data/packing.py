@@ -7,8 +7,9 @@ without it every row is read from a fresh memory. A saved position resumes to th
 are counted, warned of and left out.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from torch.utils.data import IterableDataset
 from neuralmem.data.batch import NO_LOSS, Batch
 from neuralmem.data.document import Tokenized, Unreadable
 from neuralmem.data.faults import Faults
-from neuralmem.data.readers import ENDLESS, reader
+from neuralmem.data.handover import hand_over
+from neuralmem.data.readers import ENDLESS, reader, refuse_changed
 from neuralmem.data.sources import Document, Source
 from neuralmem.errors import UserError
 from neuralmem.tokenizer import Tokenizer
@@ -26,12 +28,16 @@ from neuralmem.tokenizer import Tokenizer
 
 @dataclass
 class _Cursor:
-    """A document being read: `tokens` is Int[N] with the separator at its end, `offset` the next token to hand out."""
+    """A document being read: `tokens` is Int[N] with the separator at its end, `offset` the next token to hand out.
+
+    `fresh`: what comes next is read from a fresh memory: a start, or the rest of what another reader has begun.
+    """
 
     epoch: int
     number: int
     tokens: Tensor
     offset: int = 0
+    fresh: bool = True
 
 
 class PackedText(IterableDataset[Batch]):
@@ -89,6 +95,8 @@ class PackedText(IterableDataset[Batch]):
         self.align, self.carry, self.seed, self.batches, self.shard = align, carry, seed, batches, shard
         source.accept(tokenizer)
         self._next: int | None
+        self._left: list[list[int]]  # documents that other readers left, as (epoch, number, offset)
+        self._others: Sequence[dict[str, Any]] = ()
         self._cursors: list[_Cursor | None]
         self._resumed: bool
         self._rewind()
@@ -103,6 +111,10 @@ class PackedText(IterableDataset[Batch]):
         self._resumed = False
         index, count = reader(self.shard)
         self._check_enough(index, count)
+        if self._others:
+            position = hand_over(self._others, index, count, self.source.count)
+            self.load_state_dict(position | {"cursors": [None] * len(self._cursors)})
+            self._others, self._resumed = (), False
         documents = self._documents(index, count)
         while self.batches is None or self._yielded < self.batches:
             batch = self._batch(documents)
@@ -116,7 +128,9 @@ class PackedText(IterableDataset[Batch]):
         """-> the position after the last batch, small and without text."""
         cursors = [None if cursor is None else [cursor.epoch, cursor.number, cursor.offset] for cursor in self._cursors]
         position = {"epoch": self._epoch, "next": self._next, "yielded": self._yielded, "cursors": cursors}
-        return position | {"faults": self.faults.to_dict(), "source": self.source.fingerprint()}
+        if self._left:
+            position["left"] = [list(one) for one in self._left]
+        return position | {"faults": self.faults.to_dict(), "settings": self._settings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a saved position; documents that were being read are read again."""
@@ -125,18 +139,27 @@ class PackedText(IterableDataset[Batch]):
                 f"batch_size or carry has changed: the saved position has {len(state['cursors'])} open documents, "
                 f"this run {len(self._cursors)}; resume with the settings of the saved run"
             )
-        if state.get("source", self.source.fingerprint()) != self.source.fingerprint():
-            raise UserError(f"source {self.source.name!r} has changed since the position to resume from was saved")
+        refuse_changed(state.get("settings", {}), self._settings)
         if "faults" in state:
             self.faults = Faults.from_dict(state["faults"])
         self._epoch, self._next, self._yielded = state["epoch"], state["next"], state["yielded"]
         self._resumed = True
+        self._left = [list(one) for one in state.get("left", ())]
         self._cursors = [None if saved is None else self._reopen(*saved) for saved in state["cursors"]]
+
+    def take_over(self, positions: Sequence[dict[str, Any]]) -> None:
+        """Go on where several readers, in this order, have stopped, whatever their number; see `hand_over`."""
+        self._others = positions
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        """What a position hangs on."""
+        return {"seed": self.seed, "tokenizer": self.tokenizer.fingerprint, "source": self.source.fingerprint()}
 
     def _rewind(self) -> None:
         self._epoch, self._yielded, self._resumed = 0, 0, False
         self.faults = Faults()
-        self._next = None
+        self._next, self._left = None, []
         # Without carry, rows follow each other through one document; with it, every row has its own.
         self._cursors = [None] * (self.batch_size if self.carry else 1)
 
@@ -157,13 +180,13 @@ class PackedText(IterableDataset[Batch]):
 
     def _documents(self, index: int, count: int) -> Iterator[_Cursor]:
         """-> unread documents of this reader, one pass or endless; moves the position."""
+        yield from self._left_by_others()
         while True:
             self._next = index if self._next is None else self._next
             found = self._next > index
             for document in self.source.scan(self._next, count, shuffle=self._shuffle(self._epoch)):
                 number, self._next = self._next, self._next + count
-                tokens = self._tokens(document)
-                self._count(document, tokens)
+                tokens = self._look(document)
                 if len(tokens) > 1:
                     found = True
                     yield _Cursor(self._epoch, number, tokens)
@@ -175,6 +198,22 @@ class PackedText(IterableDataset[Batch]):
                 return
             self._epoch, self._next = self._epoch + 1, index
 
+    def _left_by_others(self) -> Iterator[_Cursor]:
+        """-> what is left of documents that were being read, then documents that were not read."""
+        scanned = -1  # an epoch is scanned once
+        following: Iterator[tuple[int, Document | Unreadable | Tokenized]] = iter(())
+        while self._left:
+            epoch, number, offset = self._left.pop(0)
+            if offset:
+                yield replace(self._reopen(epoch, number, offset), fresh=True)
+                continue
+            if scanned != epoch:
+                following = enumerate(self.source.scan(number, shuffle=self._shuffle(epoch)), number)
+                scanned = epoch
+            tokens = self._look(next((one for place, one in following if place == number), None))
+            if len(tokens) > 1:
+                yield _Cursor(epoch, number, tokens)
+
     def _tokens(self, document: Document | Unreadable | Tokenized | None) -> Tensor:
         if isinstance(document, Tokenized):
             return document.tokens
@@ -183,22 +222,24 @@ class PackedText(IterableDataset[Batch]):
         (ids,) = self.tokenizer.encode_batch([document.text])
         return torch.cat([ids.long(), torch.tensor([self.tokenizer.eos_id])])
 
-    def _count(self, document: Document | Unreadable | Tokenized, tokens: Tensor) -> None:
-        """Keep an account of what is wrong with a document."""
+    def _look(self, document: Document | Unreadable | Tokenized | None) -> Tensor:
+        """-> the tokens of a document; keeps an account of what is wrong with it."""
+        tokens = self._tokens(document)
         self.faults.look()
         if isinstance(document, Unreadable):
             self.faults.unreadable(document)
             self.faults.warn()
-        elif len(tokens) <= 1:
+        elif document is not None and len(tokens) <= 1:
             self.faults.note("empty", document.id)
         elif isinstance(document, Document) and document.replaced:
             self.faults.note("not_utf8", document.id)
+        return tokens
 
     def _reopen(self, epoch: int, number: int, offset: int) -> _Cursor:
         tokens = self._tokens(next(iter(self.source.scan(number, 1, shuffle=self._shuffle(epoch))), None))
         if offset >= len(tokens):
             raise UserError(f"source {self.source.name!r} has changed since the position to resume from was saved")
-        return _Cursor(epoch, number, tokens, offset)
+        return _Cursor(epoch, number, tokens, offset, fresh=offset == 0)
 
     def _batch(self, documents: Iterator[_Cursor]) -> Batch | None:
         """-> the next batch, or None where nothing is left to read."""
@@ -230,10 +271,10 @@ class PackedText(IterableDataset[Batch]):
                 return
             start, stop = cursor.offset, min(cursor.offset + self.length - place, len(cursor.tokens))
             here = slice(place, place + stop - start)
-            tokens[here], mask[here], reset[place] = cursor.tokens[start:stop], True, start == 0
+            tokens[here], mask[here], reset[place] = cursor.tokens[start:stop], True, cursor.fresh
             following = cursor.tokens[start + 1 : stop + 1]
             targets[place : place + len(following)] = following
-            place, cursor.offset = here.stop, stop
+            place, cursor.offset, cursor.fresh = here.stop, stop, False
             finished = stop == len(cursor.tokens)
             self._cursors[slot] = None if finished else cursor
             if finished:

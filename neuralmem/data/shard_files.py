@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from neuralmem import durable
 from neuralmem.data.faults import Faults
 from neuralmem.errors import UserError
 
@@ -118,7 +119,7 @@ class ShardWriter:
         lengths = np.concatenate(self._lengths)
         places = np.concatenate([[0], np.cumsum(lengths)]).astype("<u8")
         index = np.concatenate([places, np.concatenate(self._hashes).astype("<u8")]).tobytes()
-        write_whole(self.folder / f"{self.name}.documents", index)
+        durable.write_file(self.folder / f"{self.name}.documents", index)
         size = (self.folder / f"{self.name}.tokens").stat().st_size
         files = {
             f"{self.name}.tokens": {"bytes": size, "sha256": self._sha.hexdigest()},
@@ -130,25 +131,10 @@ class ShardWriter:
         return entry
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that is there completely or not at all, also after a crash of the machine."""
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """As `write_whole`, plain values and a sha256 of them."""
+    """Write plain values and a sha256 of them, a file that is there whole or not at all."""
     text = json.dumps(values | {"sha256": _digest(values)}, indent=1)
-    write_whole(path, f"{text}\n".encode())
+    durable.write_file(path, f"{text}\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuralmem.data.document import Numbered, Side, Tokenized, check_share
+from neuralmem.data.document import Numbered, Side, Tokenized, check_share, described
 from neuralmem.data.permutation import Permutation
 from neuralmem.data.shard_files import MANIFEST, damage, read_manifest
 from neuralmem.errors import UserError
@@ -91,8 +91,9 @@ class Shards(Numbered):
                 f"with ({made['vocab_size']} symbols); it must be tokenizer: {self.folder}"
             )
 
-    def fingerprint(self) -> str:
-        return hashlib.sha256((self.folder / MANIFEST).read_bytes()).hexdigest()[:16] + f", {self.count} documents"
+    def fingerprint(self) -> list[str]:
+        made = hashlib.sha256((self.folder / MANIFEST).read_bytes()).hexdigest()[:16]
+        return [f"{self.count} {described(self._side, self._share)} of shards {made}"]
 
     def mean_length(self, documents: int = 64) -> float:
         return self.manifest["tokens"] / max(1, self.manifest["documents"])

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from neuralmem.data.batch import NO_LOSS, Batch
-from neuralmem.data.readers import ENDLESS, reader
+from neuralmem.data.readers import ENDLESS, reader, refuse_changed
 from neuralmem.errors import UserError
 
 Part = Literal["train", "validation"]
@@ -33,12 +33,14 @@ class Longer:
         share: part of all batches, 0 to 1
         facts: facts per row
         questions: questions per row
+        updates: keys that are told a second time, with another value, which is the one that counts
     """
 
     length: int
     share: float
     facts: int
     questions: int
+    updates: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Stage:
         length: tokens per row
         facts: facts per row, with different keys
         questions: questions per row; more than facts: some are asked again
+        updates: keys that are told a second time, with another value, which is the one that counts
         gap: tokens at least between the last fact and the first question, as far as the row has room
         longer: lengths that some of the batches have instead
         mastery: share of exact answers, on rows of `length`, from which on the next stage may begin
@@ -59,6 +62,7 @@ class Stage:
     length: int = 256
     facts: int = 6
     questions: int = 6
+    updates: int = 0
     gap: int = 0
     longer: Sequence[Longer] = ()
     mastery: float = 0.9
@@ -74,6 +78,7 @@ class Layout:
     facts: int
     questions: int
     gap: int
+    updates: int = 0
 
 
 class Curriculum(IterableDataset[Batch]):
@@ -129,6 +134,8 @@ class Curriculum(IterableDataset[Batch]):
             for name in ("length", "facts", "questions"):
                 if getattr(part, name) < 1:
                     raise UserError(f"{where}.{name} is {getattr(part, name)}; it must be at least 1")
+            if not 0 <= part.updates <= part.facts:
+                raise UserError(f"{where}.updates is {part.updates}; it must be 0 to {part.facts}, its facts")
             if part.facts > (available := min(stage.keys or keys, keys)):
                 raise UserError(f"{where}.facts is {part.facts}; only {available} distinct keys are in use")
             if part.length < (needed := self.room(stage, part)):
@@ -169,7 +176,12 @@ class Curriculum(IterableDataset[Batch]):
                 chosen = longer
             chance -= longer.share
         rows = max(1, self.batch_tokens // chosen.length)
-        return Layout(rows, stage.keys, chosen.length, chosen.facts, chosen.questions, stage.gap)
+        return Layout(rows, stage.keys, chosen.length, chosen.facts, chosen.questions, stage.gap, chosen.updates)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a number of drawn batches hangs on; stages may change on the way."""
+        return {"seed": self.seed}
 
     def __len__(self) -> int:
         return ENDLESS if self.batches is None else self.batches
@@ -189,10 +201,16 @@ class Curriculum(IterableDataset[Batch]):
         self._draws = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"draws": self._draws, "stage": self.stage}
+        return {"draws": self._draws, "stage": self.stage, "settings": self.settings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        refuse_changed(state.get("settings", {}), self.settings)
         self._draws, self.stage, self._resumed = state["draws"], state["stage"], True
+
+    def take_over(self, positions: Sequence[dict[str, Any]]) -> None:
+        """Go on where several readers have stopped, whatever their number: with batches that none of them has drawn."""
+        refuse_changed(positions[0].get("settings", {}), self.settings)
+        self._draws, self.stage = (max(position[name] for position in positions) for name in ("draws", "stage"))
 
 
 def supervise(tokens: Tensor, groups: Tensor, text_weight: float, text: Tensor | None = None) -> Batch:
@@ -258,6 +276,8 @@ class Recall(Curriculum):
         self.keys, self.values, self.noise = keys, values, noise
         self.scattered, self.held_out = scattered, held_out
         self.vocab_size = keys + values + noise
+        if where := next((where for where, _, part in self._parts() if part.updates), None):
+            raise UserError(f"{where}.updates is set; RecallData tells every key once, NeedleData can tell it again")
         self._check_stages(self.keys)
 
     def room(self, stage: Stage, part: Stage | Longer) -> int:

@@ -234,7 +234,7 @@ def _beyond(cell: Cell, build: Build, reach: int, replay: Replay, settings: Sett
     for number in islice(count(), TRIES * settings.count(cell.length)):
         sample = build(number, None, cell.random(number))
         parts = parts_of(sample, reach, replay)
-        if not parts or sample.needle[0] < parts[0][0] or sample.needle[1] > parts[-1][1]:
+        if not parts or sample.needles[0][0] < parts[0][0] or sample.needles[0][1] > parts[-1][1]:
             continue
         if sample.distance > reach + parts[0][1] - parts[0][0]:
             yield sample
@@ -259,7 +259,7 @@ def _measure(
     start = time.perf_counter()
     arguments = (model, sample.rope, sample.question, sample.candidates[0], parts, MODES[ablation], replay)
     whole, without = leave_one_out(*arguments)
-    drops, wanted = [whole - x for x in without], holding(parts, sample.needle)
+    drops, wanted = [whole - x for x in without], holding(parts, sample.needles[0])
     place = rank(drops, wanted, Random(f"{sample.seed}/{sample.number}/{named['prompt_sha256']}"))
     row = named | {
         "task": sample.task.name,
@@ -267,11 +267,11 @@ def _measure(
         "haystack_id": sample.haystack,
         "nominal_len": sample.length,
         "prompt_tokens": len(sample.rope),
-        "needle_span": list(sample.needle),
+        "needle_span": list(sample.needles[0]),
         "distance_to_query": sample.distance,
         "reach": subject.reach,
         "key": sample.key,
-        "answer": sample.answer,
+        "answer": sample.answers[0],
         "log_likelihood": whole if math.isfinite(whole) else None,
         "first_token": parts[0][0],
         "drops": [x if math.isfinite(x) else None for x in drops],

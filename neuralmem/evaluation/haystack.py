@@ -29,7 +29,7 @@ class Haystack:
 
     Args:
         name: as given on the command line
-        text: all of it; empty for noise, which is one line repeated
+        text: all of it; empty for noise, which is one line repeated, and for what a task makes itself
     """
 
     name: str
@@ -37,9 +37,9 @@ class Haystack:
 
     @cached_property
     def id(self) -> str:
-        """Name and first eight hexadecimal digits of the sha256 of the text, or "noise"."""
-        if self.is_noise:
-            return "noise"
+        """Name and first eight hexadecimal digits of the sha256 of the text; without a text its name."""
+        if not self.text:
+            return self.name
         name = "file:" + Path(self.name[5:]).name if self.name.startswith("file:") else self.name
         return f"{name}:{hashlib.sha256(self.text.encode()).hexdigest()[:8]}"
 

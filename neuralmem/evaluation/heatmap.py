@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from neuralmem.evaluation.rows import Row
-from neuralmem.evaluation.stats import null_model
-from neuralmem.evaluation.summary import CONTROLS, Grid, score
+from neuralmem.evaluation.summary import CONTROLS, Grid, is_counted, score
 
+WHOLE = Grid((0.0,), assigned=False)  # where the answer is spread over the whole haystack, depths mean nothing
 COLOURS = ["#fbf3e4", "#d9e6cf", "#9fcfbb", "#56a8a3", "#237a86", "#0f4c66"]  # none found to all found
 INK, PAPER, EMPTY, REACH = "#1d2b33", "#ffffff", "#ececec", "#e4572e"
 
@@ -26,7 +26,9 @@ def write_heatmaps(rows: Sequence[Row], grid: Grid, folder: Path, checkpoint: st
         plain = "".join(c if c.isalnum() or c in "-_" else "-" for c in name[2].split(":")[0])
         path = folder / f"heatmap_{name[0]}_{name[1]}_{plain}.png"
         partial = path.with_suffix(".png.partial")
-        draw(own, grid, checkpoint).savefig(partial, dpi=160, format="png", facecolor=PAPER)
+        draw(own, WHOLE if is_counted(own[0]) else grid, checkpoint).savefig(
+            partial, dpi=160, format="png", facecolor=PAPER
+        )
         os.replace(partial, path)
         written.append(path)
     return written
@@ -106,7 +108,6 @@ def _reach_line(axes: Any, inside: Any, width: float) -> None:
 def _axes(axes: Any, rows: Sequence[Row], lengths: Sequence[int], grid: Grid, big: bool) -> None:
     import numpy as np
 
-    reach = rows[0].reach
     axes.set_xticks(np.arange(-0.5, len(lengths)), minor=True)
     axes.set_yticks(np.arange(-0.5, len(grid.depths)), minor=True)
     axes.grid(which="minor", color=PAPER, linewidth=2 if big else 1)
@@ -115,10 +116,12 @@ def _axes(axes: Any, rows: Sequence[Row], lengths: Sequence[int], grid: Grid, bi
         spine.set_visible(False)
     names = [short(n) for n in lengths]
     if big:
-        names = [f"{name}\nnull {100 * null_model(reach, n):.0f}%" for name, n in zip(names, lengths, strict=True)]
+        for i, length in enumerate(lengths):
+            nulls = [row.null for row in rows if row.nominal_len == length]
+            names[i] += f"\nnull {100 * sum(nulls) / len(nulls):.0f}%"
         axes.set_xlabel("length in tokens", fontsize=9.5, color=INK, labelpad=5)
-        axes.set_ylabel("depth of the needle", fontsize=9.5, color=INK)
-        axes.set_yticks(range(len(grid.depths)), [f"{depth:g}%" for depth in grid.depths])
+        axes.set_ylabel("" if grid is WHOLE else "depth of the needle", fontsize=9.5, color=INK)
+        axes.set_yticks(range(len(grid.depths)), ["all" if grid is WHOLE else f"{depth:g}%" for depth in grid.depths])
     else:
         axes.set_yticks([])
     axes.set_xticks(range(len(lengths)), names, rotation=0 if big or len(lengths) < 6 else 90)
@@ -142,13 +145,22 @@ def _words(figure: Any, rows: Sequence[Row], checkpoint: str, height: float) -> 
     measure = "exact answers" if row.task == "recall" else "answers found"
     about = f"{measure}, %  ·  haystack {row.haystack_id}  ·  {row.protocol} lengths  ·  n = {n} per length"
     figure.text(left, 1 - 0.62 / height, f"{checkpoint}  ·  {about}", fontsize=8, color="#5c6b73", va="center")
-    if any(r.beyond_window for r in plain) and not all(r.beyond_window for r in plain):
-        note = f"below the line: in reach of attention ({row.reach:,} tokens); above it only memory can answer"
-    elif any(r.beyond_window for r in plain):
-        note = f"every needle lies beyond the reach of attention ({row.reach:,} tokens)"
-    else:
-        note = "every needle lies in reach of attention"
+    note = _note(row, {r.beyond_window for r in plain})
     figure.text(left, 0.2 / height, note, fontsize=8, color=REACH, va="center")
+
+
+def _note(row: Row, beyond: set[bool]) -> str:
+    """What the line parts, or why there is none."""
+    if is_counted(row):
+        return (
+            f"the answer is spread over the whole text; null: counted in the {row.reach:,} tokens that attention sees"
+        )
+    if len(beyond) == 2:
+        what = "a needle is in reach" if len(row.needle_spans) > 1 else "in reach"
+        return f"below the line: {what} of attention ({row.reach:,} tokens); above it only memory can answer"
+    if beyond == {True}:
+        return f"every needle lies beyond the reach of attention ({row.reach:,} tokens)"
+    return "a needle of every prompt lies in reach of attention"
 
 
 def short(length: int) -> str:

@@ -5,28 +5,24 @@ What it is worth is what `eval.py` says of the finished model. Named by class pa
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import cycle, pairwise
+from itertools import cycle
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from neuralmem.data.document import limited
-from neuralmem.data.sources import open_source
 from neuralmem.errors import UserError
+from neuralmem.evaluation.held_out import open_text, rows_of
+from neuralmem.evaluation.losses import LossReader, bucket_ends, bucket_means
 from neuralmem.evaluation.niah import Settings, cells, new_tokens
 from neuralmem.evaluation.prompts import find_task
 from neuralmem.evaluation.reader import Answer, Reader
 from neuralmem.evaluation.recall import FACTS, TrainingData, from_arguments
 from neuralmem.evaluation.sample import Sample
 from neuralmem.evaluation.scoring import official, rank_of_first, strict
-from neuralmem.generation.protocol import LanguageModel, TokenizerLike, device_of
+from neuralmem.generation.protocol import LanguageModel, TokenizerLike
 from neuralmem.generation.scheduled import Points, Probe, Reading
 from neuralmem.typing import MemoryMode
-
-FIRST_BUCKET = 32  # tokens; every further one is twice as long as all before it
-CHARACTERS = 32  # of text per token that is looked at, at most
 
 
 class Needles(Probe):
@@ -79,11 +75,13 @@ class Needles(Probe):
         for length, samples in self.prompts.items():
             answers = list(self._ask(reader, settings, samples))
             values[f"found_{length}"] = sum(self._score(*pair) for pair in answers) / len(answers)
-            first = [rank_of_first(answer.log_likelihoods) == 1 for _, answer in answers]
-            values[f"likeliest_{length}"] = sum(first) / len(first)
+            first = [rank_of_first(answer.log_likelihoods) == 1 for _, answer in answers if answer.log_likelihoods]
+            if first:
+                values[f"likeliest_{length}"] = sum(first) / len(first)
         curves = {
             label: [(float(length), values[f"{key}_{length}"]) for length in self.prompts]
             for label, key in (("answered exactly", "found"), ("likeliest of ten", "likeliest"))
+            if all(f"{key}_{length}" in values for length in self.prompts)
         }
         return Reading(values, ("length in tokens", "share of needles"), curves)
 
@@ -105,10 +103,10 @@ class Needles(Probe):
             for _, answers in reader.ask(group, ("none",), new_tokens(settings, group)):
                 yield from zip(group, answers, strict=True)
 
-    def _score(self, sample: Sample, answer: Answer) -> int:
+    def _score(self, sample: Sample, answer: Answer) -> float:
         if self.task.name == "recall":
-            return strict(answer.text, sample.answer, self.task.kind)
-        return official(answer.text, sample.answer)
+            return strict(answer.text, sample.answers, self.task.kind)
+        return official(answer.text, sample.answers)
 
 
 class PerplexityByPosition(Probe):
@@ -138,7 +136,14 @@ class PerplexityByPosition(Probe):
             raise UserError("probe perplexity needs a tokenizer, and the tokens of these data are no text")
         training = _training(data)
         if self.text is None:
-            self.text = held_out_rows(training, tokenizer, self.length or 4 * (training.length or 256), self.rows)
+            length = self.length or 4 * (training.length or 256)
+            found = list(rows_of(open_text("", training).documents(), tokenizer.encode, length, self.rows))
+            if len(found) < self.rows:
+                raise UserError(
+                    f"probe perplexity has rows {self.rows} of length {length}; "
+                    f"the held-out text is enough for {len(found)}"
+                )
+            self.text = torch.stack([row.tokens for row in found])
         modes: tuple[MemoryMode, ...] = ("on", "frozen") if getattr(model, "has_memory", True) else ("on",)
         curves = {f"memory {mode}": self._curve(model, mode) for mode in modes}
         values = {f"loss_to_{x:.0f}": y for x, y in curves["memory on"]}
@@ -147,48 +152,9 @@ class PerplexityByPosition(Probe):
     def _curve(self, model: LanguageModel, mode: MemoryMode) -> Points:
         """(last token, mean loss) of every bucket of positions."""
         assert self.text is not None
-        text, losses = self.text.to(device_of(model)), []
-        state = model.init_state(len(text))
-        with torch.no_grad():
-            for start in range(0, text.shape[1] - 1, self.stream_chunk):
-                tokens = text[:, start : start + self.stream_chunk + 1]
-                logits, state = model(tokens[:, :-1], state, memory=mode)
-                losses.append(F.cross_entropy(logits.float().mT, tokens[:, 1:], reduction="none").mean(0))
-        loss, ends = torch.cat(losses).cpu(), [0]
-        while ends[-1] < len(loss):
-            ends.append(min(len(loss), 2 * ends[-1] or FIRST_BUCKET))
-        return [(float(b), loss[a:b].mean().item()) for a, b in pairwise(ends)]
-
-
-def held_out_rows(training: TrainingData, tokenizer: TokenizerLike, length: int, rows: int) -> Tensor:
-    """Int [rows, length + 1] of validation text.
-
-    Raises:
-        UserError: there is too little of it.
-    """
-    source = open_source(training.source, side="validation", share=training.share)
-    whole, more, rest = [], [], []
-    for text in limited((document.text for document in source.read()), CHARACTERS * rows * length):
-        ids = tokenizer.encode(text)
-        if len(ids) <= length:
-            rest += ids
-            continue
-        first, *others = _cut(ids, length + 1)
-        whole.append(first)
-        more += others
-        if len(whole) == rows:
-            break
-    whole = [*whole, *more, *_cut(rest, length + 1)]
-    if len(whole) < rows:
-        raise UserError(
-            f"probe perplexity has rows {rows} of length {length}; the held-out text is enough for {len(whole)}"
-        )
-    return torch.tensor(whole[:rows])
-
-
-def _cut(ids: list[int], size: int) -> list[list[int]]:
-    """Whole rows of so many tokens."""
-    return [ids[start : start + size] for start in range(0, len(ids) - size + 1, size)]
+        losses = torch.stack(LossReader(model, self.stream_chunk).read(list(self.text), mode).rows).mean(0)
+        ends = bucket_ends(len(losses))
+        return list(zip(map(float, ends), bucket_means(losses, ends), strict=True))
 
 
 def _training(data: Mapping[str, Any]) -> TrainingData:

@@ -7,12 +7,13 @@ from neuralmem.errors import UserError
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
 
 
-def parse_lengths(text: str, train_length: int | None = None) -> list[int]:
+def parse_lengths(text: str, train_length: int | None = None, option: str = "--lengths") -> list[int]:
     """Lengths in tokens, in ascending order.
 
     Args:
         text: separated by commas; 1k is 1,024, 1m is 1,048,576, and 16x is sixteen times the training length
         train_length: of the checkpoint, in tokens, where it is known
+        option: named in errors
 
     Raises:
         UserError: something that is no length, or a multiple of a training length that is not known.
@@ -22,19 +23,35 @@ def parse_lengths(text: str, train_length: int | None = None) -> list[int]:
         ([1000, 4096, 1048576], [256, 4096])
     """
     lengths = set()
-    for part in split_list(text, "--lengths"):
+    for part in split_list(text, option):
         found = re.fullmatch(r"(\d+)([kmx]?)", part.lower())
         if not found or not int(found[1]):
             raise UserError(
-                f"--lengths holds {part!r}; it must be 4096, 4k, 1m, or 16x for 16 times the training length"
+                f"{option} holds {part!r}; it must be 4096, 4k, 1m, or 16x for 16 times the training length"
             )
         if found[2] == "x" and train_length is None:
             raise UserError(
-                f"--lengths holds {part!r}, which needs the training length; the checkpoint has no data.json with one"
+                f"{option} holds {part!r}, which needs the training length; the checkpoint has no data.json with one"
             )
         unit = train_length if found[2] == "x" else _UNITS[found[2]]
         lengths.add(int(found[1]) * (unit or 1))
     return sorted(lengths)
+
+
+def parse_tokens(text: str, option: str) -> int:
+    """A number of tokens: 4096, 4k or 1m.
+
+    Raises:
+        UserError: it is none, or 0.
+
+    Example:
+        >>> parse_tokens("256k", "--tokens")
+        262144
+    """
+    found = re.fullmatch(r"(\d+)([km]?)", text.strip().lower())
+    if not found or not int(found[1]):
+        raise UserError(f"{option} is {text!r}; it must be a number of tokens: 4096, 4k or 1m")
+    return int(found[1]) * _UNITS[found[2]]
 
 
 def parse_samples(text: str) -> tuple[int, ...]:

@@ -6,14 +6,17 @@ prompt's hash, checkpoint and ablation are in the file, so changing the options 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
+from neuralmem.evaluation import cwe, fwe, vt
 from neuralmem.evaluation import rows as store
+from neuralmem.evaluation.cell import Build, Cell
 from neuralmem.evaluation.contexts import TokenisedHaystack
 from neuralmem.evaluation.haystack import Haystack, open_haystack
 from neuralmem.evaluation.prompts import Task
-from neuralmem.evaluation.protocols import GENERATED, Build, Cell, exact, ruler
+from neuralmem.evaluation.protocols import exact, ruler
 from neuralmem.evaluation.reader import MODES, Reader
 from neuralmem.evaluation.recall import FACTS, TrainingData, recall_prompts, tokenise_lines, training_keys
 from neuralmem.evaluation.rows import Row, Subject
@@ -24,6 +27,7 @@ from neuralmem.generation.protocol import TokenizerLike
 SPARE = (
     4  # tokens that a recall answer may have beyond the true one's, so that a value that goes on is seen to be wrong
 )
+OWN = {"vt": vt, "cwe": cwe, "fwe": fwe}  # tasks with prompts of their own
 DEPTHS = (0.0, 25.0, 50.0, 75.0, 100.0)
 
 
@@ -38,9 +42,10 @@ class Settings:
         samples: per task and haystack, for each length in ascending order; the last one for all further lengths
         seed: same seed, same prompts
         protocol: one of `protocols.PROTOCOLS`
-        haystacks: names; empty: noise for s-niah-pk, the built-in corpus for the others
+        haystacks: names; empty: noise for s-niah-pk, the built-in corpus for the others. Tasks that make their own
+            (mk-niah-2, mk-niah-3, vt, cwe, fwe) have that one whatever stands here
         ablations: "none" and the controls wanted
-        max_new_tokens: length of the greedy answer; None: 128 as RULER, for recall what the answer needs
+        max_new_tokens: length of the greedy answer; None: as RULER (128 for needles), for recall what the answer needs
         batch_size: prompts read together
         facts: of a prompt of the recall task, the one asked for included
     """
@@ -95,15 +100,16 @@ def run(
     """
     todo = list(cells(settings, reader.tokenizer, training))
     for cell, build in todo:
-        build(0, _depth(settings, 0), cell.random(0))
+        build(0, depth_of(settings, 0), cell.random(0))
     plan(sum(cell.length * settings.count(cell.length) for cell, _ in todo) * readings(settings.ablations))
     out.mkdir(parents=True, exist_ok=True)
     path = out / "rows.jsonl"
     have = {row.identity: row for row in store.read(path)}
     found: list[Row] = []
     for cell, build in todo:
-        samples = [build(i, _depth(settings, i), cell.random(i)) for i in range(settings.count(cell.length))]
-        found += _run_cell(samples, settings, reader, subject, path, have)
+        samples = [build(i, depth_of(settings, i), cell.random(i)) for i in range(settings.count(cell.length))]
+        partner = partial(_partner, samples, cell, build, settings)
+        found += _run_cell(samples, partner, settings, reader, subject, path, have)
     return found
 
 
@@ -111,13 +117,21 @@ def cells(settings: Settings, tokenizer: TokenizerLike, training: TrainingData) 
     """Every task, haystack and length, with what builds its samples."""
     longest = max(settings.lengths)
     for task in settings.tasks:
-        names = settings.haystacks or ("noise" if task.noise else training.haystack,)
-        for haystack in (open_haystack(name, 6 * longest, settings.seed, training.share) for name in names):
+        for haystack in _haystacks(task, settings, training, longest):
             make = _builder(task, haystack, tokenizer, longest, settings, training)
             protocol = "exact" if task.name == "recall" else settings.protocol
             for length in settings.lengths:
                 cell = Cell(task, protocol, length, haystack, settings.seed, tokenizer.encode)
                 yield cell, make(cell)
+
+
+def _haystacks(task: Task, settings: Settings, training: TrainingData, longest: int) -> Iterator[Haystack]:
+    """Those to be used with a task."""
+    if task.name in OWN or task.haystack not in ("text", "noise"):
+        yield Haystack(task.haystack)
+        return
+    for name in settings.haystacks or ("noise" if task.haystack == "noise" else training.haystack,):
+        yield open_haystack(name, 6 * longest, settings.seed, training.share)
 
 
 def _builder(
@@ -134,8 +148,13 @@ def _builder(
         lines = tokenise_lines(haystack.passage(4 * enough), tokenizer)
         keys = training_keys(training, tokenizer, settings.facts)
         return lambda cell: recall_prompts(cell, lines, training.form, keys, settings.facts)
+    if task.name in OWN:
+        own = OWN[task.name]
+        return own.exact if settings.protocol == "exact" else own.ruler
     if settings.protocol != "exact":
         return ruler
+    if task.haystack == "needles":
+        return lambda cell: exact(cell, None)
     separator = "\n" if haystack.is_noise else " "
     tokens = TokenisedHaystack.of_units(haystack.sentences, separator, tokenizer.encode, enough)
     return lambda cell: exact(cell, tokens)
@@ -151,16 +170,25 @@ def new_tokens(settings: Settings, samples: Sequence[Sample]) -> int:
     if settings.max_new_tokens is not None:
         return settings.max_new_tokens
     if samples[0].task.name != "recall":
-        return GENERATED
+        return samples[0].task.generated
     return SPARE + max(len(sample.candidates[0]) for sample in samples)
 
 
-def _depth(settings: Settings, number: int) -> float | None:
+def depth_of(settings: Settings, number: int) -> float | None:
+    """Where the first needle of a sample goes, from 0 to 1; None: where the protocol puts it."""
     return None if settings.depths is None else settings.depths[number % len(settings.depths)] / 100
+
+
+def _partner(samples: Sequence[Sample], cell: Cell, build: Build, settings: Settings, of: Sample) -> Sample:
+    """Another sample of the cell; one more is made where there is only one."""
+    if len(samples) > 1:
+        return samples[(of.number + 1) % len(samples)]
+    return build(of.number + 1, depth_of(settings, of.number + 1), cell.random(of.number + 1))
 
 
 def _run_cell(
     samples: list[Sample],
+    partner: Callable[[Sample], Sample],
     settings: Settings,
     reader: Reader,
     subject: Subject,
@@ -186,7 +214,7 @@ def _run_cell(
         reader.progress(done * sum(len(sample.rope) for sample in group))
         for i in range(0, len(group), settings.batch_size) if names else ():
             batch = group[i : i + settings.batch_size]
-            for _, answers in reader.ask(batch, names, new_tokens(settings, batch)):
+            for _, answers in reader.ask(batch, names, new_tokens(settings, batch), partial(partner, batch[0])):
                 pairs = zip(batch, answers, strict=True)
                 fresh = [store.make_row(s, hashes[s.number], answer, subject) for s, answer in pairs]
                 store.append(path, fresh)

@@ -1,4 +1,4 @@
-"""The needle-in-a-haystack tasks as text: sentences, templates, keys and values.
+"""The tasks by name, and the needle tasks as text: sentences, templates, keys and values.
 
 Special: byte-identical to the published prompts (a test holds their hashes): the needle says "numbers" although the
 question says "number", and the prompt ends without a space. Keys are drawn from the same set as RULER's,
@@ -7,12 +7,16 @@ Source: NVIDIA/RULER c3f5e3b scripts/data/synthetic/niah.py and constants.py; lm
 """
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from random import Random
+from typing import Literal
 
 from neuralmem.errors import UserError, nearest
 from neuralmem.evaluation.scoring import AnswerType
+
+HaystackKind = Literal["text", "noise", "needles", "words", "coded"]
 
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
 TEMPLATE = (
@@ -22,33 +26,56 @@ TEMPLATE = (
 )
 PREFIX = " The special magic {kind} for {query} mentioned in the provided text are"
 SINGULAR = (("Some", "A"), ("are all", "is"), ("are", "is"), ("answers", "answer"))  # in this order, before filling
+GENERATED = 128  # tokens that RULER leaves for the answer of a needle task
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 
 
 @dataclass(frozen=True)
 class Task:
-    """One needle task.
+    """One task.
 
     Args:
         name: as given on the command line
         ruler: the name that RULER and lm-evaluation-harness use, None for a task they do not have
-        kind: type of the value
-        noise: whether the official haystack is the repeated noise line rather than text
+        kind: type of the values
+        haystack: "text", the repeated "noise" line, or one that the task makes itself: "needles" of other keys, a list
+            of "words", "coded" words
+        key_kind: type of the keys
+        keys, values, queries: keys in the haystack, values of each, keys that are asked for
+        generated: tokens that RULER leaves for the answer
     """
 
     name: str
     ruler: str | None
     kind: AnswerType
-    noise: bool = False
+    haystack: HaystackKind = "text"
+    key_kind: AnswerType = "words"
+    keys: int = 1
+    values: int = 1
+    queries: int = 1
+    generated: int = GENERATED
+
+    @property
+    def many(self) -> bool:
+        """Whether more than one value is asked for."""
+        return self.queries * self.values > 1
 
 
 TASKS = {
     task.name: task
     for task in (
-        Task("s-niah-pk", "niah_single_1", "numbers", noise=True),
+        Task("s-niah-pk", "niah_single_1", "numbers", "noise"),
         Task("s-niah-n", "niah_single_2", "numbers"),
         Task("s-niah-w", "niah_single_3", "uuids"),
         Task("s-niah-w-words", None, "words"),
+        Task("mk-niah-1", "niah_multikey_1", "numbers", keys=4),
+        Task("mk-niah-2", "niah_multikey_2", "numbers", "needles"),
+        Task("mk-niah-3", "niah_multikey_3", "uuids", "needles", key_kind="uuids"),
+        Task("mv-niah", "niah_multivalue", "numbers", values=4),
+        Task("mq-niah", "niah_multiquery", "numbers", keys=4, queries=4),
+        Task("vt", "ruler_vt", "variables", "noise", generated=30),
+        Task("cwe", "ruler_cwe", "listed", "words", generated=120),
+        Task("fwe", "ruler_fwe", "coded", "coded", generated=50),
         Task("recall", None, "numbers"),
     )
 }
@@ -82,26 +109,43 @@ def needle(kind: AnswerType, key: str, value: str) -> str:
     return NEEDLE.format(kind=kind, key=key, value=value)
 
 
-def frame(kind: AnswerType, key: str) -> tuple[str, str]:
-    """What stands before the haystack and what stands after it, answer prefix included, for one key with one value.
+def frame(kind: AnswerType, query: str, many: bool = False) -> tuple[str, str, str]:
+    """What stands before the haystack, the question after it, and the answer prefix, with which the prompt ends.
+
+    Args:
+        kind: type of the values
+        query: key or keys, as `join_keys` writes them
+        many: whether more than one value is asked for
 
     Example:
-        >>> head, tail = frame("uuids", "abiding-zebra")
-        >>> head[:30], tail[-33:]
-        ('A special magic uuid is hidden', 'mentioned in the provided text is')
+        >>> head, question, prefix = frame("uuids", "abiding-zebra")
+        >>> head[:30], question[-32:], prefix[-33:]
+        ('A special magic uuid is hidden', ' mentioned in the provided text?', 'mentioned in the provided text is')
+        >>> frame("numbers", "a-b, and c-d", many=True)[1][1:43]
+        'What are all the special magic numbers for'
     """
-    text = TEMPLATE + PREFIX
-    for old, new in SINGULAR:
-        text = text.replace(old, new)
-    head, tail = text.split("{context}")
-    fill = {"kind": kind[:-1], "query": key}
-    return head.format(**fill), tail.format(**fill)
+    template, prefix = TEMPLATE, PREFIX
+    for old, new in () if many else SINGULAR:
+        template, prefix = template.replace(old, new), prefix.replace(old, new)
+    head, question = template.split("{context}")
+    fill = {"kind": kind if many else kind[:-1], "query": query}
+    return head.format(**fill), question.format(**fill), prefix.format(**fill)
 
 
-def prompt(kind: AnswerType, key: str, context: str) -> str:
-    """The whole prompt around a haystack that already holds its needle."""
-    head, tail = frame(kind, key)
-    return head + context + tail
+def join_keys(keys: Sequence[str]) -> str:
+    """Keys as the question names them.
+
+    Example:
+        >>> join_keys(["a"]), join_keys(["a", "b"]), join_keys(["a", "b", "c"])
+        ('a', 'a, and b', 'a, b, and c')
+    """
+    return ", ".join([*keys[:-1], f"and {keys[-1]}"]) if len(keys) > 1 else keys[0]
+
+
+def prompt(kind: AnswerType, query: str, context: str, many: bool = False) -> str:
+    """The whole prompt around a haystack that already holds its needles."""
+    head, question, prefix = frame(kind, query, many)
+    return head + context + question + prefix
 
 
 @cache
@@ -137,9 +181,20 @@ def random_value(kind: AnswerType, random: Random) -> str:
     return random_word(random)
 
 
-def continuations(kind: AnswerType, answer: str, random: Random, count: int = 10) -> list[str]:
-    """How the prompt goes on with the answer, then with other values of its type, all different: what is ranked."""
-    chosen = [answer]
+def continuations(
+    kind: AnswerType, answer: str, random: Random, others: Sequence[str] = (), count: int = 10
+) -> list[str]:
+    """How the prompt goes on with the answer, then with other values of its type, all different: what is ranked.
+
+    Args:
+        kind: type of the values
+        answer: the true one
+        random: where further values come from
+        others: values of other keys in the haystack, which come first: a model that has kept some value, but not
+            whose, does not rank the truth first
+        count: of them all
+    """
+    chosen = list(dict.fromkeys([answer, *others]))[:count]
     while len(chosen) < count:
         other = random_value(kind, random)
         if other not in chosen:

@@ -2,7 +2,8 @@
 
 Special: prompts are read in pieces, a batch of them at once, so their length costs time and not memory; each haystack
 is read once, and the state after it is both asked the question and thrown away for the reset control, where a fresh
-state reads the question alone: what that one still knows sat in the weights or in the question.
+state reads the question alone: what that one still knows sat in the weights or in the question. In the shuffled control
+the question is asked of the state after another sample's haystack, so that the state is full, but of something else.
 """
 
 import time
@@ -18,8 +19,8 @@ from neuralmem.evaluation.sample import Sample
 from neuralmem.generation.protocol import LanguageModel, TokenizerLike, device_of
 from neuralmem.typing import MemoryMode
 
-ABLATIONS = ("none", "frozen", "off", "reset")
-MODES: dict[str, MemoryMode] = {"none": "on", "reset": "on", "frozen": "frozen", "off": "off"}
+ABLATIONS = ("none", "frozen", "off", "reset", "shuffled")
+MODES: dict[str, MemoryMode] = {"none": "on", "reset": "on", "shuffled": "on", "frozen": "frozen", "off": "off"}
 _ROWS, _STATE = 256, 1 << 28  # rows and bytes of state that candidates are scored with at once
 
 
@@ -29,11 +30,12 @@ class Answer:
 
     Args:
         ablation: "none", "frozen" (nothing written), "off" (memory's output is zero), "reset" (state emptied before
-            the question)
+            the question), "shuffled" (the state after another sample's haystack)
         text: greedy continuation
         log_likelihoods: of the sample's candidates, the true one first
         state_bytes: size of the state after the prompt, for this sample
         seconds: its share of the time that its batch took, reading included
+        partner: number of the sample whose haystack was read instead, None: its own was
     """
 
     ablation: str
@@ -41,6 +43,7 @@ class Answer:
     log_likelihoods: tuple[float, ...]
     state_bytes: int
     seconds: float
+    partner: int | None = None
 
 
 class Reader:
@@ -71,9 +74,23 @@ class Reader:
 
     @torch.no_grad()
     def ask(
-        self, samples: Sequence[Sample], ablations: Sequence[str], max_new_tokens: int
+        self,
+        samples: Sequence[Sample],
+        ablations: Sequence[str],
+        max_new_tokens: int,
+        partner: Callable[[], Sample] | None = None,
     ) -> Iterator[tuple[str, list[Answer]]]:
-        """Read a batch of samples under each ablation; yields its name and one answer per sample."""
+        """Read a batch of samples under each ablation; yields its name and one answer per sample.
+
+        Args:
+            samples: the batch
+            ablations: which
+            max_new_tokens: length of the answers
+            partner: makes another sample, whose haystack is read for "shuffled" where the batch is a single one
+
+        Raises:
+            ValueError: "shuffled" of a single sample without a partner.
+        """
         for mode in ("on", "frozen", "off"):
             wanted = [name for name in ABLATIONS if name in ablations and MODES[name] == mode]
             if not wanted:
@@ -85,10 +102,27 @@ class Reader:
             reading = time.perf_counter() - start
             for name in wanted:
                 start = time.perf_counter()
+                partners: list[int | None] = [None] * len(samples)
                 state = self.model.init_state(len(samples)) if name == "reset" else read
+                if name == "shuffled":
+                    state, partners = self._shuffle(samples, read, partner)
                 answers = self._answer(samples, state, mode, max_new_tokens)
                 seconds = (reading + time.perf_counter() - start) / len(samples)
-                yield name, [Answer(name, *answer, seconds) for answer in answers]
+                both = zip(answers, partners, strict=True)
+                yield name, [Answer(name, *answer, seconds, other) for answer, other in both]
+
+    def _shuffle(
+        self, samples: Sequence[Sample], read: Any, partner: Callable[[], Sample] | None
+    ) -> tuple[Any, list[int | None]]:
+        """For every sample the state after another's haystack, that of the row before it, and the other's number."""
+        if len(samples) > 1:
+            before = [(row - 1) % len(samples) for row in range(len(samples))]
+            return read.select(before), [samples[row].number for row in before]
+        if partner is None:
+            raise ValueError("a batch of one sample has no other haystack: give a partner")
+        other = partner()
+        _, state = self._read([(other.rope, 0, other.question)], self.model.init_state(1), "on")
+        return state, [other.number]
 
     def _first(self, sample: Sample, mode: MemoryMode) -> int:
         """The first token that is read: one that acts on the question, as do all after it."""
@@ -142,6 +176,8 @@ class Reader:
     def _score(self, samples: Sequence[Sample], last: Tensor, state: Any, mode: MemoryMode) -> list[tuple[float, ...]]:
         """Log-likelihood of every candidate, teacher-forced from the state after the prompt."""
         count = len(samples[0].candidates)
+        if not count:
+            return [()] * len(samples)
         # Several candidates at a time: the state is copied for each, so a large one allows fewer.
         group = max(1, min(count, _ROWS // len(samples), _STATE // max(1, state.nbytes)))
         columns: list[Tensor] = []

@@ -21,8 +21,8 @@ from neuralmem.data.document import limited
 from neuralmem.data.needles import HAYSTACK_CHARACTERS, NeedleFormat, find_keys
 from neuralmem.data.sources import open_source
 from neuralmem.errors import UserError
+from neuralmem.evaluation.cell import Build, Cell, too_short
 from neuralmem.evaluation.contexts import Insert, TokenisedHaystack
-from neuralmem.evaluation.protocols import Build, Cell, too_short
 from neuralmem.evaluation.rope import Rope
 from neuralmem.evaluation.sample import Sample
 from neuralmem.models.checkpoint import verify
@@ -108,10 +108,10 @@ def _form(given: dict[str, Any]) -> NeedleFormat:
     """The format of facts, with the defaults for what is not given."""
     form = {f.name: given[f.name] for f in fields(NeedleFormat) if given.get(f.name) is not None}
     for name, value in form.items():
-        if name != "fact":
+        if name not in ("fact", "ask"):
             _number(value, f"form.{name}", type(getattr(NeedleFormat, name)), least=name == "digits")
         elif not isinstance(value, str):
-            raise UserError(f"form.fact is {value!r:.60}; it must be a text")
+            raise UserError(f"form.{name} is {value!r:.60}; it must be a text")
     return NeedleFormat(**form) if form else NeedleFormat(key_tokens=0)
 
 
@@ -163,7 +163,7 @@ def recall_prompts(
         values = _held_out_values(form, random.sample(keys, facts), random)
         key, value = next(iter(values.items()))
         places = [random.random() if depth is None else depth, *(random.random() for _ in range(facts - 1))]
-        texts = [form.question(k) + form.answer(v) for k, v in values.items()]
+        texts = [form.statement(k, v) for k, v in values.items()]
         question = cell.encode(form.question(key))
         inserts = [Insert(*pair) for pair in zip(places, texts, strict=True)]
         try:
@@ -178,8 +178,8 @@ def recall_prompts(
             if other not in (value, *others):
                 others.append(other)
         answers = [form.answer(v) for v in (value, *others)]
-        spans = {"context": (0, len(rope) - len(question)), "needle": context.spans[0]}
-        return cell.sample(number, rope, spans, key, form.number(value), answers)
+        inside = (0, len(rope) - len(question))
+        return cell.sample(number, rope, inside, context.spans[:1], key, [form.number(value)], answers)
 
     return build
 

@@ -3,7 +3,8 @@
 Special: a row says everything about itself (hash of the prompt's tokens, of the tokenizer, of the checkpoint, real
 length, span and distance of the needle), so rows of many runs can be put together and every prompt can be made again
 and compared.
-Source: evaluation.md section 10; the fields are exactly those.
+Rows of version 0.1, with one needle and one answer, are read as rows of today.
+Source: evaluation.md section 10, with lists of needles and answers.
 """
 
 import math
@@ -17,6 +18,7 @@ from neuralmem.evaluation.journal import append_lines, read_lines
 from neuralmem.evaluation.reader import Answer
 from neuralmem.evaluation.sample import Sample
 from neuralmem.evaluation.scoring import official, rank_of_first, strict
+from neuralmem.evaluation.stats import null_model
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,11 @@ class Subject:
 class Row:
     """One sample under one ablation.
 
-    Spans and distances are in tokens, depth in percent, `answer_nll` in nats, None when it is not finite.
+    Spans and distances are in tokens, depth in percent. `distance_to_query` is that of the nearest needle asked for,
+    `farthest_distance` and depth those of the one farthest back; `null` is the expected official score of a model that
+    sees `reach` tokens. `official` is a share of the answers, `strict` 0 or 1. `answer_nll` (nats) and `rank_of_10` are
+    None where there are several answers, and the former when it is not finite. `partner` is the number of the sample
+    whose haystack was read instead (ablation "shuffled"), else None.
     """
 
     task: str
@@ -44,18 +50,20 @@ class Row:
     nominal_len: int
     prompt_tokens: int
     context_tokens: int
-    needle_span: tuple[int, int]
+    needle_spans: tuple[tuple[int, int], ...]
     distance_to_query: int
+    farthest_distance: int
     reach: int
+    null: float
     beyond_window: bool
     depth_pct: float
     key: str
-    answer: str
+    answers: tuple[str, ...]
     pred: str
-    official: int
+    official: float
     strict: int
     answer_nll: float | None
-    rank_of_10: int
+    rank_of_10: int | None
     seed: int
     sample_id: int
     prompt_sha256: str
@@ -69,6 +77,7 @@ class Row:
     device: str
     wall_s: float
     ablation: str
+    partner: int | None
 
     @property
     def identity(self) -> tuple[Any, ...]:
@@ -81,27 +90,36 @@ def identity(sample: Sample, prompt_sha256: str, ablation: str, subject: Subject
     return (prompt_sha256, ablation, subject.ckpt_sha256, subject.chunk_size_eval, subject.dtype, sample.number)
 
 
+def facts(sample: Sample, reach: int) -> dict[str, Any]:
+    """The fields of a row that its prompt and the reach alone decide."""
+    return {
+        "prompt_tokens": len(sample.rope),
+        "context_tokens": sample.context[1] - sample.context[0],
+        "needle_spans": sample.needles,
+        "distance_to_query": sample.distance,
+        "farthest_distance": sample.farthest,
+        "null": round(sample.null(reach), 6),
+        "beyond_window": sample.beyond(reach),
+        "depth_pct": round(sample.depth, 3),
+        "key": sample.key,
+        "answers": sample.answers,
+    }
+
+
 def make_row(sample: Sample, prompt_sha256: str, answer: Answer, subject: Subject) -> Row:
     """Score one answer."""
-    kind = sample.task.kind
+    scores = answer.log_likelihoods
     return Row(
+        **facts(sample, subject.reach),
         task=sample.task.name,
         protocol=sample.protocol,
         nominal_len=sample.length,
-        prompt_tokens=len(sample.rope),
-        context_tokens=sample.context[1] - sample.context[0],
-        needle_span=sample.needle,
-        distance_to_query=sample.distance,
         reach=subject.reach,
-        beyond_window=sample.beyond(subject.reach),
-        depth_pct=round(sample.depth, 3),
-        key=sample.key,
-        answer=sample.answer,
         pred=answer.text,
-        official=official(answer.text, sample.answer),
-        strict=strict(answer.text, sample.answer, kind),
-        answer_nll=-truth if math.isfinite(truth := answer.log_likelihoods[0]) else None,
-        rank_of_10=rank_of_first(answer.log_likelihoods),
+        official=official(answer.text, sample.answers),
+        strict=strict(answer.text, sample.answers, sample.task.kind),
+        answer_nll=-scores[0] if scores and math.isfinite(scores[0]) else None,
+        rank_of_10=rank_of_first(scores) if scores else None,
         seed=sample.seed,
         sample_id=sample.number,
         prompt_sha256=prompt_sha256,
@@ -115,6 +133,7 @@ def make_row(sample: Sample, prompt_sha256: str, answer: Answer, subject: Subjec
         device=subject.device,
         wall_s=round(answer.seconds, 6),
         ablation=answer.ablation,
+        partner=answer.partner,
     )
 
 
@@ -131,6 +150,23 @@ def read(path: Path) -> Iterator[Row]:
     """
     names = {field.name for field in fields(Row)}
     for number, values in enumerate(read_lines(path), 1):
-        if set(values) != names:
+        row = _of_today(values) if set(values) == names - _NEW | _OLD else values
+        if set(row) != names:
             raise UserError(f"--out has {path}, whose line {number} is not a result row; give another folder")
-        yield Row(**values | {"needle_span": tuple(values["needle_span"])})
+        spans = tuple((start, stop) for start, stop in row["needle_spans"])
+        yield Row(**row | {"needle_spans": spans, "answers": tuple(row["answers"])})
+
+
+_OLD = {"needle_span", "answer"}
+_NEW = {"needle_spans", "answers", "farthest_distance", "null", "partner"}
+
+
+def _of_today(values: dict[str, Any]) -> dict[str, Any]:
+    """A row of version 0.1 with the fields that it would have now."""
+    return {name: value for name, value in values.items() if name not in _OLD} | {
+        "needle_spans": [values["needle_span"]],
+        "answers": [values["answer"]],
+        "farthest_distance": values["distance_to_query"],
+        "null": round(null_model(values["reach"], values["prompt_tokens"]), 6),
+        "partner": None,
+    }

@@ -1,14 +1,16 @@
-"""One needle prompt, ready to be read: its tokens, where the needle and the question stand, and what the answer is."""
+"""One prompt, ready to be read: its tokens, where its needles and the question stand, and what the answers are."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 from neuralmem.evaluation.prompts import Task
 from neuralmem.evaluation.rope import Rope
+from neuralmem.evaluation.stats import null_model
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt and its answer.
+    """A prompt and its answers.
 
     Args:
         task: the task
@@ -19,11 +21,13 @@ class Sample:
         haystack: id of the haystack
         rope: the prompt's tokens, answer prefix included
         context: first token of the haystack and the one after its last
-        needle: first token of the needle and the one after its last
+        needles: the same of every needle asked for, in the order of the prompt; where the answer is spread over the
+            whole haystack (cwe, fwe), that of the haystack
         question: first token after the haystack
         key: what is asked for
-        answer: its value
-        candidates: continuations of the prompt as token ids, the true one first
+        answers: its values
+        candidates: continuations of the prompt as token ids, the true one first; none where there are several answers
+        counted: the haystack's words in their order, where words are to be counted
     """
 
     task: Task
@@ -34,22 +38,46 @@ class Sample:
     haystack: str
     rope: Rope
     context: tuple[int, int]
-    needle: tuple[int, int]
+    needles: tuple[tuple[int, int], ...]
     question: int
     key: str
-    answer: str
+    answers: tuple[str, ...]
     candidates: tuple[tuple[int, ...], ...]
+    counted: tuple[str, ...] = ()
 
     @property
     def distance(self) -> int:
-        """Tokens from the last of the needle to the last of the prompt, where the answer's first token is predicted."""
-        return len(self.rope) - self.needle[1]
+        """Tokens from the last of the nearest needle to the last of the prompt, where the answer's first is predicted.
+
+        With one needle this and `farthest` are the same.
+        """
+        return len(self.rope) - max(stop for _, stop in self.needles)
+
+    @property
+    def farthest(self) -> int:
+        """The same of the needle that is farthest back."""
+        return len(self.rope) - min(stop for _, stop in self.needles)
 
     @property
     def depth(self) -> float:
-        """Where the needle begins in the haystack, in percent of the haystack's tokens, needle included."""
-        return 100 * (self.needle[0] - self.context[0]) / (self.context[1] - self.context[0])
+        """Where the first needle begins in the haystack, in percent of the haystack's tokens, needles included."""
+        first = min(start for start, _ in self.needles)
+        return 100 * (first - self.context[0]) / (self.context[1] - self.context[0])
 
     def beyond(self, reach: int) -> bool:
-        """Whether the whole needle is farther back than attention and convolutions can see."""
+        """Whether all needles asked for are, as a whole, farther back than attention and convolutions can see."""
         return self.distance > reach
+
+    def null(self, reach: int) -> float:
+        """Expected official score of a model that sees the last `reach` tokens only and makes the best of them.
+
+        Of needles it finds those that it sees, wherever they happen to stand: `stats.null_model`. Where words are to be
+        counted it counts those that it sees; their number is taken from the share of the haystack's tokens.
+        """
+        if not self.counted:
+            return null_model(reach, len(self.rope))
+        size = self.context[1] - self.context[0]
+        seen = min(size, max(0, reach - (len(self.rope) - self.context[1])))
+        words = self.counted[len(self.counted) - len(self.counted) * seen // size :]
+        counts = Counter(word for word in words if word != "...").most_common(len(self.answers))
+        return len({word for word, _ in counts} & set(self.answers)) / len(self.answers)

@@ -1,10 +1,8 @@
-"""What a user sees while an evaluation runs, and files that are there whole or not at all."""
+"""What a user sees while an evaluation runs."""
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -35,10 +33,3 @@ def progress_bar() -> Iterator[tuple[Callable[[int], None], Callable[[int], None
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("reading", total=None)
         yield (lambda total: bar.update(task, total=total)), (lambda tokens: bar.advance(task, tokens))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

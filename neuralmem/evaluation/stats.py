@@ -14,15 +14,18 @@ Z95 = 1.959963984540054  # two-sided 95% quantile of the normal distribution
 class Share(NamedTuple):
     """Successes among trials, with the ends of a 95% interval; `share` is NaN when there were no trials."""
 
-    hits: int
+    hits: float
     n: int
     share: float
     low: float
     high: float
 
 
-def wilson(hits: int, n: int, z: float = Z95) -> Share:
+def wilson(hits: float, n: int, z: float = Z95) -> Share:
     """The Wilson score interval of a proportion.
+
+    `hits` may be a sum of scores between 0 and 1: their variance is at most that of a proportion with the same mean, so
+    the interval is then rather too wide than too narrow.
 
     Example:
         >>> [round(x, 4) for x in wilson(95, 100)[2:]]

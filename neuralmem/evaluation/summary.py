@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from neuralmem.evaluation.prompts import TASKS
 from neuralmem.evaluation.rows import Row
-from neuralmem.evaluation.stats import Share, null_model, wilson
+from neuralmem.evaluation.stats import Share, wilson
 
-CONTROLS = ("frozen", "off", "reset")
+CONTROLS = ("frozen", "off", "reset", "shuffled")
 
 
 class Group(NamedTuple):
@@ -36,8 +36,8 @@ class Line:
         accuracy: the task's own score over all needles: official for RULER tasks, exact for recall
         beyond: the same over the needles beyond reach
         official, strict: both scores, over all needles
-        first: share of prompts where the true answer is the likeliest of ten
-        rank: mean rank of the true answer among ten; 5.5 is chance
+        first: share of prompts where the true answer is the likeliest of ten; of none where there are several answers
+        null: mean expected score of a model that sees only what is in reach
         controls: accuracy of each control that was run, over needles beyond reach, or over all where none is
         tokens: mean real length of the prompts
     """
@@ -49,22 +49,22 @@ class Line:
     official: Share
     strict: Share
     first: Share
-    rank: float
+    null: float
     controls: dict[str, Share]
     tokens: float
 
-    @property
-    def null(self) -> float:
-        """Score of a model that sees only what is in reach, on uniformly placed needles."""
-        return null_model(self.reach, round(self.tokens))
 
-
-def score(row: Row) -> int:
+def score(row: Row) -> float:
     """The score that a task is known by: exact match for recall, RULER's substring for its tasks.
 
     The two differ because a small model is trained to stop after the answer and a base model is not.
     """
     return row.strict if row.task == "recall" else row.official
+
+
+def is_counted(row: Row) -> bool:
+    """Whether the answer is spread over the whole haystack, so that there are no depths."""
+    return TASKS[row.task].haystack in ("words", "coded")
 
 
 def summarise(rows: Sequence[Row]) -> list[Line]:
@@ -92,8 +92,8 @@ def _line(group: Group, rows: list[Row]) -> Line:
         beyond=_share(score(row) for row in beyond),
         official=_share(row.official for row in plain),
         strict=_share(row.strict for row in plain),
-        first=_share(int(row.rank_of_10 == 1) for row in plain),
-        rank=sum(row.rank_of_10 for row in plain) / len(plain),
+        first=_share(int(row.rank_of_10 == 1) for row in plain if row.rank_of_10 is not None),
+        null=sum(row.null for row in plain) / len(plain),
         controls=controls,
         tokens=sum(row.prompt_tokens for row in plain) / len(plain),
     )
@@ -127,7 +127,8 @@ def to_csv(rows: Sequence[Row], grid: Grid) -> str:
         own = [r for r in rows if Group(r.task, r.protocol, r.haystack_id, r.nominal_len) == line.group]
         for ablation in sorted({r.ablation for r in own}, key=("none", *CONTROLS).index):
             ran = [r for r in own if r.ablation == ablation]
-            for depth, some in [("all", ran), *grid.bins(ran).items()]:
+            bins = {} if is_counted(ran[0]) else grid.bins(ran)
+            for depth, some in [("all", ran), *bins.items()]:
                 if some:
                     head = [*line.group, round(line.tokens, 1), line.reach, round(line.null, 6)]
                     table.writerow([*head, ablation, depth, *_numbers(some)])
@@ -137,12 +138,13 @@ def to_csv(rows: Sequence[Row], grid: Grid) -> str:
 def _numbers(rows: list[Row]) -> list[object]:
     accuracy, beyond = _share(map(score, rows)), _share(score(r) for r in rows if r.beyond_window)
     nll = [r.answer_nll for r in rows if r.answer_nll is not None]
-    means = [sum(getattr(r, name) for r in rows) / len(rows) for name in ("official", "strict")]
-    means += [sum(r.rank_of_10 == 1 for r in rows) / len(rows), sum(nll) / len(nll) if nll else float("nan")]
+    means: list[object] = [sum(getattr(r, name) for r in rows) / len(rows) for name in ("official", "strict")]
+    first = [r.rank_of_10 == 1 for r in rows if r.rank_of_10 is not None]
+    means += [sum(first) / len(first) if first else "", sum(nll) / len(nll) if nll else float("nan")]
     shares = [len(rows), *accuracy[2:], beyond.n, *(beyond[2:] if beyond.n else ("", "", ""))]
     return [round(x, 6) if isinstance(x, float) else x for x in [*shares, *means]]
 
 
-def _share(hits: Iterable[int]) -> Share:
+def _share(hits: Iterable[float]) -> Share:
     values = list(hits)
     return wilson(sum(values), len(values))

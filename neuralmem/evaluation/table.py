@@ -47,13 +47,13 @@ def legend(lines: Sequence[Line], ran: Sequence[str]) -> str:
     seen = "everything (full attention)" if reach >= sys.maxsize else f"{reach:,} tokens"
     text = [
         f"Reach: attention windows and convolutions alone see {seen}.",
-        "Null model: min(1, reach / length), what they can find without a memory.",
-        "Beyond reach: needles that lie farther back than that, so that only the memory can answer.",
+        "Null model: min(1, reach / length), what they can find without a memory (cwe, fwe: count what they see).",
+        "Beyond reach: needles that all lie farther back than that, so that only the memory can answer.",
     ]
     if ran:
         text.append(
             "Controls, on the same needles: frozen writes nothing, off silences the memory, reset empties the state "
-            "before the question."
+            "before the question, shuffled asks the state of another prompt."
         )
     return "\n".join(text)
 
@@ -70,7 +70,7 @@ def _cells(line: Line, ran: Sequence[str], repeat: bool) -> list[RenderableType]
         if line.beyond.n
         else Text("none\nbeyond", style="dim"),
         _percent(line.strict.share),
-        _percent(line.first.share),
+        _percent(line.first.share) if line.first.n else "",
     ]
     for control in ran:
         share = line.controls.get(control)

@@ -52,6 +52,10 @@ class Layer(Stream):
     def reach(self) -> int | None:
         """Tokens before the current one that attention and convolutions see; None for all of them."""
 
+    def memory_only(self, state: Any) -> Any:
+        """The state without all that attention and convolutions have seen: what is left was learned."""
+        return state.without_context()
+
     def advance(self, x: Tensor, state: Any, rows: Rows, memory: MemoryMode) -> tuple[Tensor, Any]:
         mixed, state = self.mix(x, state, rows, memory)
         x = x + mixed

@@ -74,6 +74,12 @@ class TitansMAC(Layer):
         segment = tuple(self.key.weight.new_zeros(size) for _ in range(4))
         return MACState(memory, memory.weights, segment, torch.zeros_like(memory.filled))
 
+    def memory_only(self, state: MACState) -> MACState:
+        """The unfinished segment ends here as a whole one does: what it would write enters the weights."""
+        memory = choose(state.filled > 0, self.memory.close(state.memory), state.memory).without_context()
+        segment = tuple(map(torch.zeros_like, state.segment))
+        return MACState(memory, memory.weights, segment, torch.zeros_like(state.filled))
+
     def mix(self, x: Tensor, state: MACState | None, rows: Rows, memory: MemoryMode) -> tuple[Tensor, MACState]:
         fresh, state = state is None, state or self.init_state(len(x))
         if fresh and rows.plain and memory == "on":

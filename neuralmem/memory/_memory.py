@@ -6,8 +6,8 @@ _chunks.py; what rules with queries, keys and values share is in _rule.py.
 """
 
 from abc import abstractmethod
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import nn
@@ -41,6 +41,9 @@ class MemoryState(State):
     pending: Tensors
     filled: Tensor
     convolution: Tensors
+
+    def without_context(self) -> Self:
+        return replace(self, convolution=tuple(map(torch.zeros_like, self.convolution)))
 
 
 EVERY_RULE = frozenset(

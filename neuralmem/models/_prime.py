@@ -116,7 +116,8 @@ class FastWeights(State):
     """The prime weights of every sequence as of its last update, in fp32 or wider.
 
     Args:
-        weights: per level the matrices [B, D_out, D_in] of all its MLPs, two each, the first layer's first
+        weights: per level the matrices [B, D_out, D_in] of all its MLPs, two each, the first layer's first; empty for
+            one that never learns, whose weights are the model's
         gradients: the same for a level that updates after several mini-batches: sums over those since its last update;
             empty for the others
         updates: Int [B], complete mini-batches of the document
@@ -129,14 +130,15 @@ class FastWeights(State):
     @classmethod
     def fresh(cls, levels: list[Tensors], batch_size: int, config: EndToEndConfig, dtype: torch.dtype) -> "FastWeights":
         """Before the first token. levels: first weights, without the batch."""
+        learning = [level if on is not None else () for level, on in zip(levels, config.intervals, strict=True)]
         # Copies: a step of the optimizer must not change a state that was read before it.
-        copies = [[w.to(dtype, copy=True) for w in level] for level in levels]
+        copies = [[w.to(dtype, copy=True) for w in level] for level in learning]
         weights = tuple(tuple(w.expand(batch_size, *w.shape) for w in level) for level in copies)
         gradients = tuple(
             tuple(torch.zeros_like(w, memory_format=torch.contiguous_format) for w in level) if _waits(interval) else ()
             for level, interval in zip(weights, config.intervals, strict=True)
         )
-        updates = torch.zeros(batch_size, dtype=torch.long, device=weights[0][0].device)
+        updates = torch.zeros(batch_size, dtype=torch.long, device=levels[0][0].device)
         return cls(weights, gradients, updates)
 
     def descend(self, gradients: Iterator[Tensor], rows: Tensor, config: EndToEndConfig) -> "FastWeights":

@@ -9,7 +9,7 @@ import json
 import sys
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -121,6 +121,18 @@ class CausalLM(Stream):
         position = torch.zeros(batch_size, dtype=torch.long, device=self.device)
         layers = tuple(layer.init_state(batch_size) for layer in self.layers)
         return ModelState(position, layers, weakref.ref(self), self.edition)
+
+    def memory_only(self, state: ModelState) -> ModelState:
+        """The state without all that attention and convolutions have seen, as at the start of another session.
+
+        What layers learned while they read is all that is carried. Of a model without memory a fresh state is left,
+        but for the position.
+
+        Args:
+            state: not changed
+        """
+        layers = tuple(layer.memory_only(own) for layer, own in zip(self.layers, state.layers, strict=True))
+        return replace(state, layers=layers)
 
     def forward(  # type: ignore[override]
         self,

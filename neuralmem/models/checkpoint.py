@@ -22,6 +22,10 @@ from neuralmem.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = "neuralmem-checkpoint-1"
 REQUIRED = ("config.json",)  # and weights, in one file or several
+# What config.json says beside the fields of a ModelConfig: how Hugging Face libraries find a class for it, and where a
+# text ends (neuralmem/hf).
+MODEL_TYPE, ARCHITECTURE = "neuralmem", "NeuralMemForCausalLM"
+HUB_FIELDS = ("model_type", "architectures", "auto_map", "eos_token_id", "pad_token_id")
 
 
 def save(
@@ -50,15 +54,28 @@ def write_model(
     weights: dict[str, torch.Tensor],
     tokenizer: Tokenizer | None = None,
     data: dict[str, Any] | None = None,
+    hub: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the files of a model into an empty folder, without its manifest; `weights` are those of a state_dict."""
+    """Write the files of a model into an empty folder, without its manifest.
+
+    Args:
+        folder: where to
+        config: of the model
+        weights: those of a state_dict
+        tokenizer: written to tokenizer.json if given
+        data: written to data.json if given
+        hub: more of the `HUB_FIELDS` for config.json
+    """
     kept = {
         name: x.detach().cpu().contiguous()
         for name, x in weights.items()
         if not (config.tie_embeddings and name == "head.weight")
     }
     write_weights(folder, kept)
-    fields = {"format": FORMAT, **config.to_dict()}
+    about = {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE], **(hub or {})}
+    if tokenizer is not None:
+        about |= {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id}
+    fields = {"format": FORMAT, **about, **config.to_dict()}
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
     if tokenizer is not None:
         tokenizer.save(folder)
@@ -97,13 +114,13 @@ def read_weights(files: Mapping[str, Path], device: torch.device | str = "cpu") 
         UserError: a file that is none of neuralmem's.
     """
     weights = read_tensors(files, device)
-    if _read_config(files["config.json"]).tie_embeddings and "embedding.weight" in weights:
+    if read_config(files["config.json"]).tie_embeddings and "embedding.weight" in weights:
         weights["head.weight"] = weights["embedding.weight"]
     return weights
 
 
 def _load(files: Mapping[str, Path], device: torch.device | str) -> tuple[CausalLM, Tokenizer | None]:
-    config = _read_config(files["config.json"])
+    config = read_config(files["config.json"])
     with _Uninitialised():
         model = build_model(config)
     weights = read_weights(files, device)
@@ -134,14 +151,19 @@ def _refuse_device(device: torch.device | str) -> None:
         raise UserError(f"device is {str(device)!r}, which this machine cannot use; it must be {there}") from None
 
 
-def _read_config(file: Path) -> ModelConfig:
+def read_config(file: Path) -> ModelConfig:
+    """The config of a model from a checkpoint's config.json.
+
+    Raises:
+        UserError: no JSON, or fields that are none of a ModelConfig.
+    """
     try:
         values = json.loads(file.read_text())
     except ValueError as error:
         raise UserError(f"{file} is no JSON: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{file} holds a {type(values).__name__}; it must be the fields of a ModelConfig")
-    return ModelConfig.from_dict({name: value for name, value in values.items() if name != "format"})
+    return ModelConfig.from_dict({name: x for name, x in values.items() if name not in ("format", *HUB_FIELDS)})
 
 
 class _Uninitialised(TorchFunctionMode):

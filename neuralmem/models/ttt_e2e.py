@@ -129,6 +129,11 @@ class EndToEnd(CausalLM):
         layers = [self.learner(j).initial() for j in range(self.config.depth - self.prefix)]
         return [tuple(w for own in level for w in own) for level in zip(*layers, strict=True)]
 
+    def resting_weights(self) -> tuple[Tensors, ...]:
+        """By level, what every sequence reads at where nothing learns, [1, D_out, D_in]; empty for levels that do."""
+        levels = zip(self.first_weights(), self.config.end_to_end.intervals, strict=True)
+        return tuple(() if interval is not None else tuple(w[None] for w in level) for level, interval in levels)
+
     def layer_config(self, index: int) -> ModelConfig:
         """Layers that learn are differentiated twice, which flash attention is not; they read at most b tokens at once,
         for which writing down all scores is no waste."""
@@ -149,6 +154,13 @@ class EndToEnd(CausalLM):
         unfinished = Unfinished(inputs, tokens, torch.zeros_like(state.position), start)
         fast = FastWeights.fresh(self.first_weights(), batch_size, self.config.end_to_end, self.state_dtype)
         return EndToEndState(state.position, state.layers, state.model, state.edition, fast=fast, unfinished=unfinished)
+
+    def memory_only(self, state: ModelState) -> EndToEndState:
+        """`CausalLM.memory_only`; the unfinished mini-batch ends without an update, since its context is gone."""
+        kept = super().memory_only(state)
+        assert isinstance(kept, EndToEndState)
+        unfinished = kept.unfinished.map(torch.zeros_like)
+        return replace(kept, unfinished=replace(unfinished, start=kept.layers[self.prefix :]))
 
     def forward(  # type: ignore[override]
         self,
@@ -201,11 +213,11 @@ class EndToEnd(CausalLM):
 
     def _learn(self, x: Tensor, tokens: Tensor, state: EndToEndState, rows: Rows) -> Read:
         """Mini-batch by mini-batch, each at the weights that the one before left; x is what the prefix gives."""
-        old, size = state.unfinished, self.config.end_to_end.mini_batch
+        old, size, resting = state.unfinished, self.config.end_to_end.mini_batch, self.resting_weights()
         grid = lay_out(rows, (x.shape[0], x.shape[1]), old.filled, size)
         inputs, ids = grid.place(x, old.inputs).to(old.inputs.dtype), grid.place(tokens.long(), old.tokens)
         if grid.size <= size and (rows.reset is None or not grid.size):  # a stream's usual call: no mini-batch ends
-            y, states = self._pass_suffix(x, state.layers[self.prefix :], state.fast.weights, rows)
+            y, states = self._pass_suffix(x, state.layers[self.prefix :], _all(state.fast.weights, resting), rows)
             unfinished = Unfinished(inputs, ids, grid.end, old.start) if grid.size else old
             return y, states, state.fast, unfinished
         plan, targets = Plan.of(grid), F.pad(ids, (0, 1))[:, 1:]
@@ -221,32 +233,47 @@ class EndToEnd(CausalLM):
             part = Rows(None if plan.full[i] else plan.taken[:, here])
             due = plan.due[:, i] if plan.learns[i] else None
             with probe.inside(self.layers[-1]):
-                y, states, fast = self._read_mini_batch(inputs[:, here], targets[:, here], part, states, fast, due)
+                y, states, fast = self._read_mini_batch(
+                    inputs[:, here], targets[:, here], part, states, fast, resting, due
+                )
                 self._observe(fast)
             outputs.append(y)
         inputs, ids = plan.tail(inputs), plan.tail(ids)
         return grid.take(torch.cat(outputs, dim=1)), states, fast, Unfinished(inputs, ids, plan.left, start)
 
     def _read_mini_batch(
-        self, x: Tensor, targets: Tensor, rows: Rows, states: States, fast: FastWeights, due: Tensor | None
+        self,
+        x: Tensor,
+        targets: Tensor,
+        rows: Rows,
+        states: States,
+        fast: FastWeights,
+        resting: tuple[Tensors, ...],
+        due: Tensor | None,
     ) -> tuple[Tensor, States, FastWeights]:
         """Read [B, b, width] at the weights so far, then update them for the sequences `due`, Bool [B], if any are."""
         if due is None:
-            return *self._pass_suffix(x, states, fast.weights, rows), fast
+            return *self._pass_suffix(x, states, _all(fast.weights, resting), rows), fast
         if torch.is_grad_enabled() and self.config.end_to_end.checkpoint:
-            arguments = (self._train_mini_batch, x, targets, rows, states, fast, due)
+            arguments = (self._train_mini_batch, x, targets, rows, states, fast, resting, due)
             return checkpoint(*arguments, use_reentrant=False, preserve_rng_state=False)
-        return self._train_mini_batch(x, targets, rows, states, fast, due)
+        return self._train_mini_batch(x, targets, rows, states, fast, resting, due)
 
     def _train_mini_batch(
-        self, x: Tensor, targets: Tensor, rows: Rows, states: States, fast: FastWeights, due: Tensor
+        self,
+        x: Tensor,
+        targets: Tensor,
+        rows: Rows,
+        states: States,
+        fast: FastWeights,
+        resting: tuple[Tensors, ...],
+        due: Tensor,
     ) -> tuple[Tensor, States, FastWeights]:
         outer, config = torch.is_grad_enabled(), self.config.end_to_end
         with torch.enable_grad():
             weights = tuple(tuple(_variable(w, outer) for w in level) for level in fast.weights)
-            y, states = self._pass_suffix(x, states, weights, rows)
-            learned = [w for w, interval in zip(weights, config.intervals, strict=True) if interval is not None]
-            flat = [w for level in learned for w in level]
+            y, states = self._pass_suffix(x, states, _all(weights, resting), rows)
+            flat = [w for level in weights for w in level]
             # With a graph even where nobody needs it: without one torch rounds SiLU's derivative differently.
             gradients = torch.autograd.grad(self._loss(y, targets, due), flat, create_graph=True)
         if not outer:
@@ -270,7 +297,7 @@ class EndToEnd(CausalLM):
     def _only_read(self, x: Tensor, state: EndToEndState, rows: Rows, memory: MemoryMode) -> Read:
         """Read at the first weights, or without any, and write nothing."""
         fresh, size = self.init_state(len(x)), self.config.end_to_end.mini_batch
-        weights = () if memory == "off" else fresh.fast.weights
+        weights = () if memory == "off" else _all(fresh.fast.weights, self.resting_weights())
         states, outputs = state.layers[self.prefix :], []
         for at in range(0, x.shape[1], size):
             here = slice(at, at + size)
@@ -290,6 +317,11 @@ def _variable(w: Tensor, outer: bool) -> Tensor:
     """
     w = w if outer and w.requires_grad else w.detach().requires_grad_()
     return w.view_as(w)
+
+
+def _all(weights: tuple[Tensors, ...], resting: tuple[Tensors, ...]) -> tuple[Tensors, ...]:
+    """By level, what is read at: of each sequence where it learns, of the model where it does not."""
+    return tuple(own or still for own, still in zip(weights, resting, strict=True))
 
 
 def _choose_each(rows: Tensor, yes: States, no: States) -> States:

@@ -6,6 +6,7 @@ query sees; they are never written to a memory. How the attention itself runs is
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from einops import rearrange
@@ -33,6 +34,10 @@ class AttentionState(State):
     keys: Tensor
     values: Tensor
     filled: Tensor
+
+    def without_context(self) -> Self:
+        """Nothing is seen any more; full attention keeps the room of what it saw, empty."""
+        return self.map(torch.zeros_like)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

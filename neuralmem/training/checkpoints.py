@@ -105,10 +105,15 @@ class Checkpoints(Checkpoint):
             _say(trainer, f"warning: old checkpoints were not removed: {durable.reason(error)}")
 
     def _is_whole(self, path: Path) -> bool:
-        """Verified by this run and untouched since, or verified now; a broken one is set aside."""
+        """Verified by this run and untouched since, or verified now; a broken one is set aside, one that cannot be read
+        is left where it is, and not counted."""
         look = _look(path)
         if self.known.get(path) != look:
-            if (problem := broken(path)) is not None:
+            try:
+                problem = broken(path)
+            except durable.Unreachable:
+                return False
+            if problem is not None:
                 set_aside(path, problem)
                 return False
             self.known[path] = look

@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import multiprocessing
 import sys
 import warnings
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from neuralmem.lock import run_lock
 from neuralmem.models.checkpoint import refuse_file
 from neuralmem.training.checkpoints import Checkpoints
 from neuralmem.training.compute import Compute
+from neuralmem.training.documents import Documents
 from neuralmem.training.explain import explain, explain_mismatch, explain_missing
 from neuralmem.training.faults import Faults
 from neuralmem.training.folder_io import FolderIO
@@ -88,9 +90,13 @@ def fit(cli: "CommandLine") -> None:
     """
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
+    except UserError as error:
+        end_readers()
+        raise UserError(own_words(error)) from error
     except RuntimeError as error:
+        end_readers()
         if (cause := user_error(error)) is not None:  # when data cannot begin, Lightning fails once more cleaning up
-            raise UserError(str(cause)) from error
+            raise UserError(own_words(cause)) from error
         if cli.checkpoint is None or "loading state_dict" not in str(error):
             raise
         raise UserError(f"ckpt_path {cli.checkpoint} is of another model: {explain_mismatch(str(error))}") from error
@@ -141,6 +147,19 @@ def user_error(error: BaseException | None) -> UserError | None:
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def own_words(error: UserError) -> str:
+    """The message without the traceback that a loader process sends in front of it."""
+    text = str(error)
+    return text.splitlines()[-1].removeprefix("neuralmem.errors.UserError: ") if text.startswith("Caught ") else text
+
+
+def end_readers() -> None:
+    """Kill loader processes: those that could not begin are told nothing any more, and they ignore a plain SIGTERM, so
+    that this process would wait for them for ever."""
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def data_classes() -> dict[str, type]:
@@ -233,7 +252,7 @@ class CommandLine(LightningCLI):
         meter = Meter()
         trainer = self.config_init.trainer
         config, data = (self.parser.dump(self.config, skip_none=False, format=name) for name in ("yaml", "json"))
-        own: list[L.Callback] = [RankState(meter), meter, LossPlot()]
+        own: list[L.Callback] = [RankState(meter, self.checkpoint), meter, Documents(), LossPlot()]
         if trainer.enable_progress_bar is not False:
             own.append(Progress(meter))
         self.config_init.probes.data = json.loads(data)["data"]
@@ -245,8 +264,10 @@ class CommandLine(LightningCLI):
             loggers = named if isinstance(named, list) else [named]
             trainer.logger = [RunLogs(self.run, resume=self.checkpoint is not None), *loggers]
         built = super().instantiate_trainer(**kwargs)
-        # Behind the checkpoints, which Lightning puts last.
-        built.callbacks.append(Signals())  # type: ignore[attr-defined]
+        # Behind the checkpoints, which Lightning puts last: a step is safe before anything is asked or said about it.
+        callbacks: list[L.Callback] = built.callbacks  # type: ignore[attr-defined]
+        late = [callback for callback in callbacks if isinstance(callback, Probes | Progress)]
+        callbacks[:] = [*(callback for callback in callbacks if callback not in late), *late, Signals()]
         return built
 
     def accumulate(self) -> None:

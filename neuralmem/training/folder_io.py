@@ -88,7 +88,7 @@ class FolderIO(CheckpointIO):
             (new / "config.yaml").write_text(self.config)
         with durable.whole_folder(self.run, MODEL_FORMAT) as new:
             write_model(new, self.model, weights, self.tokenizer, self.data)
-        durable.write_text(self.run / "config.yaml", self.config)
+        durable.write_file(self.run / "config.yaml", self.config)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Verify and read; tensors come to the CPU."""

@@ -20,7 +20,7 @@ def describe(peak: Peak | None, devices: int, began: float) -> dict[str, Any]:
         began: when this process began to train, in seconds since 1970
 
     Returns:
-        Plain values by the words that the report shows.
+        Plain values by the words that the report shows; it adds the time.
     """
     known = provenance.describe()
     return {
@@ -30,7 +30,6 @@ def describe(peak: Peak | None, devices: int, began: float) -> dict[str, Any]:
         **known,
         "began": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(began)),
         "ended": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "seconds": round(time.time() - began, 1),
     }
 
 

@@ -24,7 +24,7 @@ from neuralmem.state import State
 from neuralmem.training.faults import restart_broken
 from neuralmem.training.loss import token_loss
 from neuralmem.training.optim import OptimizerConfig, learning_rate, make_optimizer
-from neuralmem.training.ranks import gather, own
+from neuralmem.training.ranks import gather, own, same_readers
 from neuralmem.training.sharding import gathered, shard
 
 SPREAD = ("adamw", "muon")  # optimizers that work on parts of a matrix, or gather them
@@ -124,8 +124,9 @@ class LanguageModel(L.LightningModule):
         checkpoint["carried"] = gather(self.trainer, mine)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the carried memory back."""
-        if tensors := own(self.trainer, checkpoint.get("carried")):
+        """Put the carried memory back; other readers begin the documents that were being read with a fresh memory."""
+        tensors = own(self.trainer, checkpoint.get("carried"))
+        if tensors and same_readers(self.trainer, checkpoint):
             gathered(self.model, True)
             template = self.model.init_state(len(tensors["position"]))
             gathered(self.model, False)

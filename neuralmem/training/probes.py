@@ -13,7 +13,7 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from neuralmem.durable import reason, write_text
+from neuralmem.durable import reason, write_file
 from neuralmem.errors import UserError
 from neuralmem.generation.scheduled import Probe
 from neuralmem.training.meter import Meter
@@ -103,7 +103,7 @@ def _keep_until(step: int, path: Path) -> None:
     if not path.exists():
         return
     kept = [line for line in read_probes(path) if line["step"] <= step] if step else []
-    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    write_file(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def read_probes(path: Path) -> list[dict[str, Any]]:

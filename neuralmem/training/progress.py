@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from neuralmem.training.mastery import curriculum
 from neuralmem.training.meter import Meter
-from neuralmem.training.utilization import peak_memory
+from neuralmem.training.utilization import peak_memory, seconds_left
 
 WIDTH = 24  # cells of the bar
 HEALTH = ("state_norm", "surprise", "theta_saturated")  # what the line has room for
@@ -36,6 +36,7 @@ class Progress(ProgressBar):
         self.enabled = True
         self.began = self.shown = 0.0  # seconds on the clock
         self.share_at_start = 0.0
+        self.summary = ""  # of a run that has ended
 
     @property
     def is_enabled(self) -> bool:
@@ -69,7 +70,12 @@ class Progress(ProgressBar):
         self._write(self.line(trainer, pl_module), "\n")
         read = f"{trainer.global_step:,} steps, {short(self.meter.tokens)} tokens"
         memory = f"peak memory {peak_memory(pl_module.device) / 2**30:.2f} GiB"
-        self.print(f"{read} in {clock(time.monotonic() - self.began)}, {memory}, saved in {trainer.default_root_dir}")
+        took = clock(time.monotonic() - self.began)
+        self.summary = f"{read} in {took}, {memory}, saved in {trainer.default_root_dir}"
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit" and self.summary:  # now it is saved, asked and drawn
+            self.print(self.summary)
 
     def line(self, trainer: L.Trainer, pl_module: Any) -> str:
         """The line as it is now."""
@@ -83,9 +89,9 @@ class Progress(ProgressBar):
             parts.append(f"answers {latest['answers']:.1%}")
         if "tokens_per_second" in latest:
             parts.append(f"{short(latest['tokens_per_second'])} tok/s")
-        done = share - self.share_at_start
-        if done > 0 and share < 1:
-            parts.append(f"{clock((time.monotonic() - self.began) * (1 - share) / done)} left")
+        left = seconds_left(trainer, pl_module, time.monotonic() - self.began, self.share_at_start)
+        if left:
+            parts.append(f"{clock(left)} left")
         return "  ".join(parts + list(_details(latest)))
 
     def _write(self, text: str, end: str) -> None:

@@ -1,11 +1,14 @@
 """What differs from rank to rank, kept for every rank: random numbers, the place in the data, carried memory.
 
 Special: Lightning saves no random numbers, and of the data loader only rank 0's place; with either missing, a resumed
-run is another run. Both belong to a number of ranks and loader processes, and another number is refused: documents
-would be skipped or read again, without a word.
+run is another run. Where the number of ranks or loader processes has changed, data that can (`take_over`) hand the
+places over to the new ones, and others are refused: documents would be skipped or read again, without a word.
 """
 
+import hashlib
 import random
+import sys
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -13,6 +16,8 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_map_only
 
+from neuralmem.data.handover import positions
+from neuralmem.durable import manifest
 from neuralmem.errors import UserError
 from neuralmem.training.meter import Meter
 
@@ -28,7 +33,7 @@ def gather(trainer: L.Trainer, mine: Any) -> list[Any]:
 
 
 def own(trainer: L.Trainer, everyone: list[Any] | None) -> Any:
-    """This rank's value; where there were fewer ranks, another's, until `RankState` refuses."""
+    """This rank's value; where there were fewer ranks, another's."""
     return everyone[trainer.global_rank % len(everyone)] if everyone else None
 
 
@@ -39,11 +44,25 @@ class RankState(L.Callback):
 
     Args:
         meter: what collects the values of the next line of the log
+        checkpoint: what this rank is about to go on from
     """
 
-    def __init__(self, meter: Meter) -> None:
-        self.meter = meter
+    def __init__(self, meter: Meter, checkpoint: Path | None = None) -> None:
+        self.meter, self.checkpoint = meter, checkpoint
         self.pending: dict[str, Any] | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Refuse to go on from different checkpoints: a rank may see another folder, or a broken copy.
+
+        Before one is read, for a rank that has none would not take part in what follows.
+        """
+        found = gather(trainer, _described(self.checkpoint))
+        if len(set(found)) > 1:
+            ranks = ", ".join(f"rank {rank}: {one}" for rank, one in enumerate(found))
+            raise UserError(
+                f"the ranks go on from different checkpoints ({ranks}); the run's folder must be one that all machines "
+                "share, with the same content"
+            )
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint["readers"] = _readers(trainer)
@@ -52,16 +71,14 @@ class RankState(L.Callback):
         checkpoint["log_line"] = gather(trainer, {"sums": self.meter.sums, "steps": self.meter.steps})
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        theirs, ours = checkpoint.get("readers"), _readers(trainer)
-        if theirs != ours:
-            raise UserError(
-                f"the checkpoint is of a run with {_words(theirs)}, this run has {_words(ours)}; places in the data "
-                "are kept per reader, so trainer.devices, trainer.num_nodes and data.num_workers must be as they were"
-            )
-        self.pending = {name: own(trainer, checkpoint[name]) for name in ("random_state", "log_line")}
+        self.pending = {"random_state": own(trainer, checkpoint["random_state"])}
+        if same := same_readers(trainer, checkpoint):
+            self.pending["log_line"] = own(trainer, checkpoint["log_line"])
+        else:
+            _hand_over(trainer, checkpoint)
         # An epoch that was saved at its last batch ends anew, without a batch; told so, Lightning would count it twice.
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
-        if place := own(trainer, checkpoint.get("loader_state")):
+        if same and (place := own(trainer, checkpoint.get("loader_state"))):
             _fit_loop(checkpoint)["combined_loader"] = place  # Lightning restores its loops after the callbacks
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -73,10 +90,43 @@ class RankState(L.Callback):
     def _restore(self, pl_module: Any) -> None:
         if self.pending is not None:
             set_random_state(self.pending["random_state"])
-            line = self.pending["log_line"]
-            self.meter.sums = {name: value.to(pl_module.device) for name, value in line["sums"].items()}
-            self.meter.steps = line["steps"]
+            if line := self.pending.get("log_line"):
+                self.meter.sums = {name: value.to(pl_module.device) for name, value in line["sums"].items()}
+                self.meter.steps = line["steps"]
             self.pending = None
+
+
+def same_readers(trainer: L.Trainer, checkpoint: dict[str, Any]) -> bool:
+    """Whether as many ranks and loader processes read the data as when the checkpoint was saved."""
+    return checkpoint.get("readers") == _readers(trainer)
+
+
+def _hand_over(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
+    """Give the places of all readers to the data, and leave Lightning no place to go to.
+
+    Raises:
+        UserError: these data cannot go on with another number of readers.
+    """
+    theirs, ours = _words(checkpoint.get("readers")), _words(_readers(trainer))
+    take_over = getattr(trainer.datamodule, "take_over", None)  # type: ignore[attr-defined]
+    places = positions(checkpoint.get("loader_state"))
+    if take_over is None or not places:
+        raise UserError(
+            f"the checkpoint is of a run with {theirs}, this run has {ours}; places in these data are kept per reader, "
+            "so trainer.devices, trainer.num_nodes and data.num_workers must be as they were"
+        )
+    take_over(places)
+    _fit_loop(checkpoint).pop("combined_loader")
+    if trainer.is_global_zero:
+        print(f"the data go on with {ours}, after {theirs}; no document is skipped or repeated", file=sys.stderr)
+
+
+def _described(checkpoint: Path | None) -> str:
+    """Name of a checkpoint, and the beginning of its manifest's sha256, which stands for all of its content."""
+    if checkpoint is None:
+        return "none"
+    listed = hashlib.sha256(manifest(checkpoint) or b"").hexdigest()
+    return f"{checkpoint.name} of manifest {listed[:12]}"
 
 
 def _readers(trainer: L.Trainer) -> dict[str, int]:

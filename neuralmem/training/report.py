@@ -23,6 +23,7 @@ from neuralmem import page
 from neuralmem.config import ModelConfig
 from neuralmem.errors import UserError
 from neuralmem.models.causal_lm import build_model
+from neuralmem.models.checkpoint import read_config
 from neuralmem.training import figures, logs, machine, probes
 from neuralmem.training.flops import count_flops
 from neuralmem.training.meter import Meter
@@ -40,10 +41,22 @@ class Report(L.Callback):
 
     def __init__(self, at_end: bool = True) -> None:
         self.at_end = at_end
-        self.began, self.first = 0.0, 0  # when and at which step; seconds since 1970
+        self.began, self.first = 0.0, 0  # of this process: when, in seconds since 1970, and at which step
+        self.before: dict[str, float] = {"seconds": 0.0, "processes": 0}  # of those whose steps this one goes on from
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.began, self.first = time.time(), trainer.global_step
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._spent() if self.began else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.before |= state_dict
+
+    def _spent(self) -> dict[str, float]:
+        """Time and processes behind the step that the run is at; what a killed one did beyond its checkpoint is not."""
+        seconds = self.before["seconds"] + time.time() - self.began
+        return {"seconds": round(seconds, 1), "processes": self.before["processes"] + 1}
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -62,7 +75,7 @@ class Report(L.Callback):
         meters = [callback for callback in trainer.callbacks if isinstance(callback, Meter)]  # type: ignore[attr-defined]
         peak = meters[0].use.peak if meters and meters[0].use else None
         try:
-            machine.write(folder, machine.describe(peak, trainer.world_size, self.began))
+            machine.write(folder, machine.describe(peak, trainer.world_size, self.began) | self._spent())
             if self.at_end:
                 write_report(folder)
         except Exception as error:  # a picture is not worth a run
@@ -110,8 +123,7 @@ def _body(folder: Path, rows: figures.Rows) -> Iterator[str]:
         seconds = median(line["seconds"] for line in lines)
         yield _picture(f"Probe: {name}", figures.probe(lines), f"{seconds:.1f} s each time.")
     if (config := folder / "config.json").is_file():
-        fields = {name: value for name, value in json.loads(config.read_text()).items() if name != "format"}
-        yield page.heading("Model") + page.pairs(_sizes(ModelConfig.from_dict(fields), _length(folder)))
+        yield page.heading("Model") + page.pairs(_sizes(read_config(config), _length(folder)))
     if where:
         yield page.heading("Machine and versions") + page.pairs(where)
     if (config := folder / "config.yaml").is_file():
@@ -121,7 +133,8 @@ def _body(folder: Path, rows: figures.Rows) -> Iterator[str]:
 def _when(where: Mapping[str, Any]) -> str:
     if "seconds" not in where:
         return ""
-    return f", {clock(where['seconds'])} on {where['processor'].split(',')[0]}, ended {where['ended']}"
+    parts = f" in {where['processes']} processes" if where.get("processes", 1) > 1 else ""
+    return f", {clock(where['seconds'])}{parts} on {where['processor'].split(',')[0]}, ended {where['ended']}"
 
 
 def _summary(rows: figures.Rows) -> dict[str, str]:

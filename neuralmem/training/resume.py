@@ -1,7 +1,9 @@
 """Where a run goes on: the newest checkpoint of its folder that is whole.
 
 Special: every checkpoint is verified before it is chosen. A broken one is set aside under the name `step=N.broken` and
-said, and the next older one is taken; every rank finds the same one, the first alone renames.
+said, and the next older one is taken. Only damage is a reason for that: a file that the disk does not give at the
+moment ends the search with an error. So does a folder in which all checkpoints are broken: to start from the beginning
+there would throw away days without a word. Every rank looks for itself, the first alone renames; `RankState` compares.
 """
 
 import contextlib
@@ -28,7 +30,7 @@ def find_checkpoint(run: str | Path, wanted: str | None) -> Path | None:
         wanted: a checkpoint's folder, "last" for the newest whole one of the run (None if it has none), or None
 
     Raises:
-        UserError: there is no such folder, or it is no whole checkpoint.
+        UserError: there is no such folder, it is no whole checkpoint, or none of those that there are is whole.
     """
     folder = Path(run) / FOLDER
     if wanted is None:
@@ -49,24 +51,58 @@ def find_checkpoint(run: str | Path, wanted: str | None) -> Path | None:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint, or None; broken ones above it are set aside."""
+    """The newest whole checkpoint, or None where there never was one; broken ones above it are set aside.
+
+    Raises:
+        UserError: there are broken ones alone, set aside now or earlier; or one cannot be read.
+    """
     for _, path in sorted(found(folder), reverse=True):
-        if (problem := broken(path)) is None:
+        try:
+            problem = broken(path)
+        except durable.Unreachable as error:
+            raise UserError(
+                f"checkpoint {path} may be whole, but {error}; try again, or name an older one: --ckpt_path FOLDER"
+            ) from None
+        if problem is None:
             return path
         set_aside(path, problem)
+    if lost := sorted(name for name in _names(folder) if re.fullmatch(r"step=\d+(\.broken.*)?", name)):
+        raise UserError(
+            f"{folder} has no whole checkpoint to go on from, only {', '.join(lost)}; to begin from step 0 leave out "
+            "--resume and --ckpt_path once, or give another --run"
+        )
     return None
 
 
 def found(folder: Path) -> list[tuple[int, Path]]:
-    """Step and place of everything that is named like a checkpoint, whole or not."""
-    named = [(re.fullmatch(r"step=(\d+)", path.name), path) for path in folder.glob("step=*")]
+    """Step and place of everything that is named like a checkpoint, whole or not.
+
+    Raises:
+        UserError: the folder is there, but cannot be read.
+    """
+    named = [(re.fullmatch(r"step=(\d+)", name), folder / name) for name in _names(folder)]
     return [(int(match[1]), path) for match, path in named if match]
 
 
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"checkpoints in {folder} cannot be listed: {durable.reason(error)}") from None
+
+
 def broken(path: Path) -> str | None:
-    """What is wrong with a checkpoint, in one line; None: nothing."""
+    """What is wrong with a checkpoint, in one line; None: nothing.
+
+    Raises:
+        Unreachable: nobody can tell, since the disk does not give its files.
+    """
     try:
         verify_checkpoint(path)
+    except durable.Unreachable:
+        raise
     except UserError as error:
         return str(error)
     return None

@@ -9,10 +9,16 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, OptimStateKeyType, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
 from neuralmem.errors import UserError
 from neuralmem.memory._memory import Memory
@@ -41,9 +47,32 @@ class Sharded(ModelParallelStrategy):
         options = StateDictOptions(full_state_dict=True)
         set_model_state_dict(self.model, checkpoint["state_dict"], options=options)
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            by_name = FullyShardedDataParallel.rekey_optim_state_dict(saved, OptimStateKeyType.PARAM_NAME, self.model)
+            by_name = _rekeyed(saved, dict(enumerate(self._names(optimizer))))
             set_optimizer_state_dict(self.model, optimizer, by_name, options=options)
         return checkpoint
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The whole state, as the same optimizer has it on one device; empty on all ranks but the first."""
+        assert self.model is not None
+        optimizer = getattr(optimizer, "_optimizer", optimizer)  # what Lightning has wrapped
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        by_name = get_optimizer_state_dict(self.model, optimizer, options=options)
+        if not self.is_global_zero:
+            return {}
+        return _rekeyed(by_name, {name: number for number, name in enumerate(self._names(optimizer))})
+
+    def _names(self, optimizer: Optimizer) -> list[str]:
+        """Names of an optimizer's parameters, in the order of its groups, by which torch numbers them. Lightning's own
+        numbers are in the order of the model, and so belong to other parameters wherever there are groups."""
+        assert self.model is not None
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+
+
+def _rekeyed(state: dict[str, Any], keys: dict[Any, Any]) -> dict[str, Any]:
+    """The state of an optimizer with other keys for its parameters."""
+    groups = [group | {"params": [keys[p] for p in group["params"]]} for group in state["param_groups"]]
+    return {"state": {keys[p]: values for p, values in state["state"].items()}, "param_groups": groups}
 
 
 if NAME not in StrategyRegistry:

@@ -128,6 +128,7 @@ def test_yaml_schema() -> None:
         {"class_path": "TextData", "init_args": {"source": ["builtin", "stdlib"], "validation": {"share": 0.2}}},
         {"class_path": "RecallData", "init_args": {"stages": [stage]}},
         {"class_path": "NeedleData", "init_args": {"stages": [stage], "form": {"digits": 4}}},
+        {"class_path": "NeedleData", "init_args": {"stages": [stage], "source": {"builtin": 0.7, "stdlib": 0.3}}},
     ):
         data = parser.instantiate(parser.parse_object({"data": settings})).data
         assert isinstance(data, DataModule)
@@ -155,6 +156,19 @@ def test_training_and_validation_read_disjoint_documents(
     assert not set(bytes(texts["train"].astype("u1")).split(b"\n")) & {
         line for line in bytes(texts["validation"].astype("u1")).split(b"\n") if b"of file" in line
     }
+
+
+def test_needles_lie_in_sources_by_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_keys", lambda *_: [f"key{chr(97 + i)}" for i in range(26)])
+    weights = {}
+    for letter, weight in (("a", 0.9), ("b", 0.1)):
+        path = tmp_path / f"{letter}.txt"
+        path.write_text(f"{letter * 99}\n" * 200)
+        weights[str(path)] = weight
+    data = NeedleData([Stage(keys=16, length=128, facts=3, questions=3)], tokenizer="bytes", source=weights)
+    data.options["form"] = NeedleFormat(key_tokens=0)
+    text = data.build("train")._text
+    assert (text == ord("b")).sum() / (text != ord("\n")).sum() == pytest.approx(0.1, abs=0.02)
 
 
 def test_keys_and_tokenizers_come_from_training_text(monkeypatch: pytest.MonkeyPatch) -> None:

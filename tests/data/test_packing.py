@@ -14,7 +14,7 @@ from neuralmem.data.batch import NO_LOSS, Batch
 from neuralmem.data.packing import PackedText
 from neuralmem.data.sources import Texts, open_source
 from neuralmem.errors import UserError
-from neuralmem.tokenizer import ByteTokenizer
+from neuralmem.tokenizer import ByteTokenizer, train_bpe
 
 TOKENIZER = ByteTokenizer()
 LENGTHS = [3, 90, 1, 17, 40, 8, 64, 0, 33, 5, 16, 7]
@@ -141,6 +141,19 @@ def test_shards_divide_the_documents() -> None:
         for batch in packed(batch_size=1, shard=(index, 3)):
             texts += batch.tokens[batch.mask if batch.mask is not None else slice(None)].flatten().tolist()
     assert sorted(texts) == sorted(i for d in TEXTS.read() if d.text for i in [*TOKENIZER.encode(d.text), 256])
+
+
+def test_a_place_hangs_on_the_order_and_the_tokenizer() -> None:
+    state = packed(seed=0).state_dict()
+    packed(seed=0, length=64).load_state_dict(state)  # rows may be longer from there on
+    other = train_bpe(["abc " * 50], 300)
+    for reader, message in [
+        (packed(seed=1), "^data.seed has changed .*: it was 0, it is 1; resume with what it was"),
+        (packed(), "^data.seed has changed .*: it was 0, it is None; "),
+        (PackedText(TEXTS, other, length=32, batch_size=1, align=8, seed=0), "^data.tokenizer has changed "),
+    ]:
+        with pytest.raises(UserError, match=message):
+            reader.load_state_dict(state)
 
 
 def test_documents_that_cannot_be_read_are_counted_and_left_out(tmp_path: Path) -> None:

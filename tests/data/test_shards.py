@@ -208,8 +208,9 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds tokens, and text is needed here"):
         next(open_source(f"shards:{folder}").read())
     packed = PackedText(Shards(folder), TOKENIZER, length=8, batch_size=1)
-    with pytest.raises(UserError, match="has changed since the position"):
-        packed.load_state_dict(packed.state_dict() | {"source": "another"})
+    other = make(tmp_path / "other", Texts([("a", "other")]))
+    with pytest.raises(UserError, match=r"^data.source has changed .* documents of shards [0-9a-f]{16}, it is 1 docum"):
+        PackedText(Shards(other), TOKENIZER, length=8, batch_size=1).load_state_dict(packed.state_dict())
 
 
 def test_several_folders(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -195,6 +196,42 @@ def test_bad_input(folder: Path, tmp_path: Path) -> None:
         list(wrong.read())
     with pytest.raises(UserError, match=r"wrong.jsonl#3 has no text there, its fields are body"):
         list(wrong.read(start=2))
+
+
+def test_a_fingerprint_changes_with_names_sizes_and_options(folder: Path, tmp_path: Path) -> None:
+    def seen(spec: object, **how: object) -> tuple[str, ...]:
+        return tuple(open_source(spec, **how).fingerprint())  # type: ignore[arg-type]
+
+    first = seen(str(folder), share=0)
+    assert [line.split(", names")[0] for line in first] == [
+        "2 documents of 2 file(s), 13 bytes",
+        f"3 documents of 1 file(s), {(folder / 'lines.jsonl').stat().st_size:,} bytes",
+        f"10 documents of 1 file(s), {(folder / 'rows.parquet').stat().st_size:,} bytes",
+    ]
+    shutil.copytree(folder, tmp_path / "moved")
+    assert seen(str(tmp_path / "moved"), share=0) == first
+    found = [first, seen(str(folder), side="train", share=0.5), seen(str(folder), side="train", share=0.4)]
+    found += [seen([str(folder / "b.txt"), "builtin"]), seen(str(folder / "b.txt"), document_bytes=2048)]
+    (folder / "b.txt").rename(folder / "c.txt")
+    found.append(seen(str(folder), share=0))
+    (folder / "c.txt").write_text("b text.", encoding="utf-8")
+    found.append(seen(str(folder), share=0))
+    assert len(set(found)) == len(found)
+    one, other = (Texts([("a", text)]).fingerprint() for text in ("same length", "same LENGTH"))
+    assert one != other
+
+
+def test_the_fingerprint_of_a_dataset_is_what_was_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    pytest.importorskip("datasets")
+    hub = f"hf:json?data_files={folder / 'lines.jsonl'}"
+    specs = (hub, f"{hub}&streaming=1", f"{hub}&streaming=1&buffer=7")
+    found = [tuple(open_source(spec, share=share).fingerprint()) for spec in specs for share in (0, 0.5)]
+    assert found[0] == found[1]  # all documents, whatever the share
+    found += [tuple(open_source(spec, side="train", share=0.5).fingerprint()) for spec in specs]
+    assert len(set(found)) == 6
+    assert found[-1][0].startswith("the stream of train documents (share 0.5) of json {")
+    assert found[-1][0].endswith(", buffer 7")
 
 
 def test_sources_go_through_pickles(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

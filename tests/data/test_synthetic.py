@@ -125,6 +125,50 @@ def test_bytes_and_other_formats() -> None:
     assert values
 
 
+def test_questions_of_their_own_form() -> None:
+    """RULER's needle and question: read as text, every question is answered by the value that its fact told."""
+    form = NeedleFormat(
+        fact="One of the special magic numbers for {key} is: {value}.\n",
+        ask="What is the special magic number for {key}? The special magic number for {key} is",
+        digits=7,
+        key_tokens=0,
+    )
+    haystack = open_source("builtin", side="validation")
+    stages = [Stage(length=800, facts=3, questions=3)]
+    task = Needles(stages, tokenizer=ByteTokenizer(), haystack=haystack, form=form, batch_tokens=8000)
+    batch = next(iter(task))
+    assert batch.answers is not None
+    for tokens, targets, answers in zip(batch.tokens, batch.targets, batch.answers, strict=True):
+        text = ByteTokenizer().decode(tokens)
+        told = dict(re.findall(r"One of the special magic numbers for (\w+) is: (\d{7})\.\n", text))
+        asked = re.findall(
+            r"What is the special magic number for (\w+)\? The special magic number for \1 is (\d{7})", text
+        )
+        assert len(told) == 3
+        assert dict(asked) == told
+        assert ByteTokenizer().decode(targets[answers]).split() == [value for _, value in asked]
+        assert ByteTokenizer().decode(tokens[-2:]) == ".\n"
+
+
+def test_the_latest_value_counts() -> None:
+    tokenizer = ByteTokenizer()
+    haystack = open_source("builtin", side="validation")
+    stages = [Stage(length=256, facts=4, questions=4, updates=2)]
+    form = NeedleFormat(key_tokens=0)
+    task = Needles(stages, tokenizer=tokenizer, haystack=haystack, form=form, batch_tokens=4096)
+    batch = next(iter(task))
+    for tokens in batch.tokens:
+        said = facts(tokenizer.decode(tokens))
+        told, asked = said[:6], said[6:]
+        assert len({key for key, _ in told}) == 4
+        assert len(set(told)) == 6  # told again with another value
+        assert dict(asked) == dict(told)  # of two facts the later one
+    with pytest.raises(UserError, match=r"stages\[0\]\.updates is 5; it must be 0 to 4"):
+        Needles([Stage(length=256, facts=4, updates=5)], tokenizer=tokenizer, haystack=haystack, form=form)
+    with pytest.raises(UserError, match="RecallData tells every key once"):
+        Recall([Stage(length=64, facts=4, updates=1)])
+
+
 def recall(**options: object) -> Recall:
     stages = [Stage(keys=8, length=40, facts=4, questions=4, gap=16), Stage(length=128, facts=8, questions=12, gap=64)]
     return Recall(**({"stages": stages, "batch_tokens": 2048, "seed": 1} | options))  # type: ignore[arg-type]
@@ -186,6 +230,8 @@ def test_resume_and_stages() -> None:
     assert not task.advance()
     expected = [next(iterator) for _ in range(3)]
     again = recall()
+    with pytest.raises(UserError, match=r"^data.seed has changed since the checkpoint was saved: it was 1, it is 9; "):
+        recall(seed=9).load_state_dict(state)
     again.load_state_dict(state)
     assert again.stage == 1
     assert all(equal(a, b) for a, b in zip(expected, some(again, 3), strict=True))

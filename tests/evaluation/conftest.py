@@ -11,6 +11,7 @@ from neuralmem.data.needles import NeedleFormat
 from neuralmem.evaluation.grammar import sentences
 from neuralmem.evaluation.niah import Settings
 from neuralmem.evaluation.prompts import find_task
+from neuralmem.evaluation.reader import ABLATIONS
 from neuralmem.evaluation.recall import TrainingData
 from neuralmem.evaluation.rows import Subject
 from neuralmem.models.causal_lm import CausalLM
@@ -54,7 +55,7 @@ def settings() -> Settings:
         lengths=(1024, 2048),
         samples=(10,),
         haystacks=("grammar",),
-        ablations=("none", "frozen", "off", "reset"),
+        ablations=ABLATIONS,
         max_new_tokens=12,
     )
 

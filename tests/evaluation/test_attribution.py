@@ -178,11 +178,11 @@ def test_parts_lie_in_the_haystack_beyond_reach_and_hold_the_needle() -> None:
 
     rope = Rope([[0] * 1000])
     task = find_task("recall")
-    sample = Sample(task, "exact", 1000, 0, 0, "noise", rope, (50, 980), (70, 80), 980, "a", "1", ((1,),))
+    sample = Sample(task, "exact", 1000, 0, 0, "noise", rope, (50, 980), ((70, 80),), 980, "a", ("1",), ((1,),))
     parts = parts_of(sample, 200, Replay(parts=10, unit=16))
     assert parts == [(50 + i * 80, 130 + i * 80) for i in range(9)], "46 chunks by tens: five in a part, nine parts"
     assert 1000 - parts[-1][1] > 200 >= 1000 - parts[-1][1] - 80, "no room for another"
-    assert holding(parts, sample.needle) == [0]
+    assert holding(parts, sample.needles[0]) == [0]
     assert parts_of(sample, 2000, Replay(parts=10, unit=16)) == []
 
 

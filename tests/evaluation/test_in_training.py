@@ -9,7 +9,7 @@ import torch
 from neuralmem.errors import UserError
 from neuralmem.evaluation.in_training import Needles, PerplexityByPosition
 from neuralmem.tokenizer import ByteTokenizer
-from tests.evaluation.fake import Oracle
+from tests.evaluation.fake import Oracle, Place
 
 
 @pytest.fixture
@@ -48,16 +48,17 @@ class Counting:
     def __init__(self, text: torch.Tensor) -> None:
         self.text = text
 
-    def init_state(self, batch_size: int) -> int:
-        return 0
+    def init_state(self, batch_size: int) -> Place:
+        return Place(torch.zeros(batch_size, dtype=torch.long))
 
     def __call__(self, tokens, state, *, memory="on", **_):
         logits = torch.zeros(*tokens.shape, 257)
+        start = int(state.position[0])
         for i in range(tokens.shape[1]):
-            if memory == "on" or (state + i) % 2:
-                target = self.text[:, state + i + 1, None]
+            if memory == "on" or (start + i) % 2:
+                target = self.text[:, start + i + 1, None]
                 logits[:, i] = torch.zeros(len(tokens), 257).scatter(1, target, 1e4)
-        return logits, state + tokens.shape[1]
+        return logits, Place(state.position + tokens.shape[1])
 
 
 def test_perplexity_is_the_loss_of_each_stretch_of_held_out_text(data: dict) -> None:

@@ -8,6 +8,7 @@ import pytest
 from neuralmem.data.corpus import fixed_slice
 from neuralmem.errors import UserError
 from neuralmem.evaluation import protocols
+from neuralmem.evaluation.cell import Cell
 from neuralmem.evaluation.contexts import TokenisedHaystack
 from neuralmem.evaluation.haystack import Haystack, split_sentences
 from neuralmem.evaluation.prompts import NOISE, continuations, find_task, needle, prompt, random_value, random_word
@@ -92,7 +93,7 @@ def test_golden_prompts_whole(which: str, expected: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(protocols, "sentence_splitter", lambda: ("own-sentences", split_sentences))
     task, protocol = which.split()
     haystack = Haystack("noise") if task == "s-niah-pk" else Haystack("fixed", fixed_slice())
-    cell = protocols.Cell(find_task(task), protocol, 2048, haystack, 42, BYTES.encode)
+    cell = Cell(find_task(task), protocol, 2048, haystack, 42, BYTES.encode)
     separator = "\n" if haystack.is_noise else " "
     tokens = TokenisedHaystack.of_units(haystack.sentences, separator, BYTES.encode, 1 << 16)
     build = protocols.exact(cell, tokens) if protocol == "exact" else protocols.ruler(cell)

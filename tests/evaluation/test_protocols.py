@@ -9,10 +9,11 @@ import torch
 from neuralmem.data.corpus import fixed_slice
 from neuralmem.errors import UserError
 from neuralmem.evaluation import protocols
+from neuralmem.evaluation.cell import Build, Cell
 from neuralmem.evaluation.contexts import Insert, TokenisedHaystack
 from neuralmem.evaluation.haystack import Haystack, open_haystack, split_sentences
-from neuralmem.evaluation.prompts import NOISE, Task, find_task
-from neuralmem.evaluation.protocols import GENERATED, GRID, Build, Cell, exact, ruler
+from neuralmem.evaluation.prompts import GENERATED, NOISE, Task, find_task
+from neuralmem.evaluation.protocols import GRID, exact, ruler
 from neuralmem.evaluation.sample import Sample
 from neuralmem.tokenizer import ByteTokenizer, train_bpe
 
@@ -46,9 +47,9 @@ def test_exact_is_exact_and_spans_are_right(task: str, depth: float | None) -> N
     c = cell(task, length=1500, haystack="noise" if task == "s-niah-pk" else "grammar")
     sample = builder(c)(0, depth, c.random(0))
     assert len(sample.rope) == 1500
-    needle = f"One of the special magic {sample.task.kind} for {sample.key} is: {sample.answer}."
-    assert span(sample, sample.needle).strip() == needle
-    assert text(sample).count(sample.answer) == 1 or sample.task.kind == "words"
+    needle = f"One of the special magic {sample.task.kind} for {sample.key} is: {sample.answers[0]}."
+    assert span(sample, sample.needles[0]).strip() == needle
+    assert text(sample).count(sample.answers[0]) == 1 or sample.task.kind == "words"
     assert text(sample)[sample.question :].startswith(f"\nWhat is the special magic {sample.task.kind[:-1]} for")
     assert "  " not in text(sample) or depth == 1.0, "where the haystack is cut, the cut may come after a space"
     assert text(sample)[: sample.context[0]].endswith("afterwards.\n")
@@ -61,17 +62,17 @@ def test_depth_is_where_the_needle_begins() -> None:
     for number, depth in enumerate([0.0, 0.25, 0.5, 0.75, 1.0]):
         sample = build(number, depth, c.random(number))
         context = sample.context[1] - sample.context[0]
-        wanted = depth * (context - (sample.needle[1] - sample.needle[0]))
-        assert abs(sample.needle[0] - sample.context[0] - wanted) < 130, "half a sentence"
-        assert sample.depth == pytest.approx(100 * (sample.needle[0] - sample.context[0]) / context)
-        assert sample.distance == 8192 - sample.needle[1]
+        wanted = depth * (context - (sample.needles[0][1] - sample.needles[0][0]))
+        assert abs(sample.needles[0][0] - sample.context[0] - wanted) < 130, "half a sentence"
+        assert sample.depth == pytest.approx(100 * (sample.needles[0][0] - sample.context[0]) / context)
+        assert sample.distance == 8192 - sample.needles[0][1]
 
 
 def test_needle_stands_between_sentences() -> None:
     c = cell(length=4096)
     sample = builder(c)(0, 0.5, c.random(0))
-    assert text(sample)[: sample.needle[0]].endswith(".")
-    assert text(sample)[sample.needle[1] :].startswith(" ")
+    assert text(sample)[: sample.needles[0][0]].endswith(".")
+    assert text(sample)[sample.needles[0][1] :].startswith(" ")
 
 
 @pytest.mark.parametrize("haystack", ["noise", "grammar"])
@@ -120,7 +121,7 @@ def test_ruler_noise_positions_are_lines() -> None:
         context = span(sample, sample.context).split("\n")
         lines.add(next(n for n, line in enumerate(context) if line != NOISE))
         assert sum(line == NOISE for line in context) == len(context) - 1
-        assert span(sample, sample.needle).strip().startswith("One of the special")
+        assert span(sample, sample.needles[0]).strip().startswith("One of the special")
     assert len(lines) > 6
 
 
@@ -129,8 +130,8 @@ def test_ruler_text_depths_come_from_the_grid() -> None:
     assert len(set(GRID)) == 40
     c = cell("s-niah-w", "ruler2025", 4096)
     sample = builder(c)(0, None, c.random(0))
-    before = span(sample, (sample.context[0], sample.needle[0]))
-    sentences = len(split_sentences(span(sample, sample.context).replace(span(sample, sample.needle), "", 1)))
+    before = span(sample, (sample.context[0], sample.needles[0][0]))
+    sentences = len(split_sentences(span(sample, sample.context).replace(span(sample, sample.needles[0]), "", 1)))
     index = len(split_sentences(before)) if before.strip() else 0
     assert index in {int(sentences * g / 100) for g in GRID}
 
@@ -158,7 +159,7 @@ def test_exact_length_with_merges() -> None:
     c = Cell(find_task("s-niah-n"), "exact", 700, open_haystack("grammar", 60_000), 3, tokenizer.encode)
     sample = builder(c)(0, 0.4, c.random(0))
     assert len(sample.rope) == 700
-    assert tokenizer.decode(sample.rope.slice(*sample.needle)).strip().endswith(f"is: {sample.answer}.")
+    assert tokenizer.decode(sample.rope.slice(*sample.needles[0])).strip().endswith(f"is: {sample.answers[0]}.")
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -197,7 +198,7 @@ def test_unknown_haystack_and_missing_file(tmp_path: Path) -> None:
 
 
 def test_tasks_are_rulers() -> None:
-    assert find_task("s-niah-pk") == Task("s-niah-pk", "niah_single_1", "numbers", noise=True)
+    assert find_task("s-niah-pk") == Task("s-niah-pk", "niah_single_1", "numbers", "noise")
     assert find_task("niah_single_2").name == "s-niah-n"
 
 

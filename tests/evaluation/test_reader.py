@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
+from neuralmem.evaluation.cell import Cell
 from neuralmem.evaluation.haystack import open_haystack
 from neuralmem.evaluation.prompts import find_task
-from neuralmem.evaluation.protocols import Cell, ruler
+from neuralmem.evaluation.protocols import ruler
 from neuralmem.evaluation.reader import Answer, Reader
 from neuralmem.evaluation.sample import Sample
 from neuralmem.models.causal_lm import CausalLM

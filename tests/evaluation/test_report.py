@@ -20,13 +20,15 @@ PLAIN = Row(
     nominal_len=1024,
     prompt_tokens=1024,
     context_tokens=900,
-    needle_span=(10, 20),
+    needle_spans=((10, 20),),
     distance_to_query=1000,
+    farthest_distance=1000,
     reach=256,
+    null=0.25,
     beyond_window=True,
     depth_pct=1.0,
     key="a-b",
-    answer="1234567",
+    answers=("1234567",),
     pred=" 1234567",
     official=1,
     strict=1,
@@ -45,6 +47,7 @@ PLAIN = Row(
     device="cpu",
     wall_s=0.1,
     ablation="none",
+    partner=None,
 )
 
 
@@ -56,6 +59,7 @@ def rows(reach: int = 256, lengths: tuple[int, ...] = (1024, 4096), controls: bo
             distance = length - (number % 3) * length // 2
             beyond = distance > reach
             row = replace(PLAIN, nominal_len=length, prompt_tokens=length, sample_id=number, reach=reach)
+            row = replace(row, null=min(1.0, reach / length))
             row = replace(row, beyond_window=beyond, distance_to_query=distance)
             found = int(not (length == max(lengths) and number % 3 == 0 and beyond))
             made.append(replace(row, official=found, strict=found))

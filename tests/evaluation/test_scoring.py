@@ -30,8 +30,8 @@ RECORDED = [
 
 @pytest.mark.parametrize(("output", "answer", "kind", "lenient", "exact"), RECORDED)
 def test_recorded_outputs(output: str, answer: str, kind: str, lenient: int, exact: int) -> None:
-    assert official(output, answer) == lenient
-    assert strict(output, answer, kind) == exact
+    assert official(output, [answer]) == lenient
+    assert strict(output, [answer], kind) == exact
 
 
 def test_rank_counts_ties_and_nan_against_the_truth() -> None:

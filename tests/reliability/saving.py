@@ -123,6 +123,7 @@ def die_at(point: int) -> None:
     for name in ("fsync", "replace", "rename", "mkdir", "rmdir", "unlink"):
         setattr(os, name, deadly(getattr(os, name)))
     Path.write_text = deadly(Path.write_text)  # type: ignore[method-assign]
+    Path.write_bytes = deadly(Path.write_bytes)  # type: ignore[method-assign]
     for module in (safetensors.torch, folder_io, weights):
         module.save_file = deadly(module.save_file)  # type: ignore[attr-defined]
 

@@ -1,8 +1,11 @@
 """A byte flipped, cut off or added anywhere in a checkpoint: it is noticed, set aside and said, and the run goes on."""
 
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,6 +80,45 @@ def test_what_is_broken_is_set_aside(run: Run, capsys: pytest.CaptureFixture, na
     assert said.endswith("set aside as step=2.broken\n")
     assert name in said
     assert {path.name for path in run.checkpoints.iterdir()} == {"step=1", "step=2.broken"}
+
+
+def test_where_all_are_broken_a_run_does_not_begin_anew_by_itself(run: Run, capsys: pytest.CaptureFixture) -> None:
+    assert find_checkpoint(run.folder / "new", "last") is None
+    for step in (1, 2):
+        flip(run.checkpoints / f"step={step}" / "model.safetensors", 500)
+    for _ in range(2):  # also once they are set aside
+        with pytest.raises(
+            UserError, match=r"no whole checkpoint to go on from, only step=1.broken, step=2.broken; to "
+        ):
+            find_checkpoint(run.folder, "last")
+        assert {path.name for path in run.checkpoints.iterdir()} == {"step=1.broken", "step=2.broken"}
+    assert capsys.readouterr().err.count("\n") == 2
+    assert find_checkpoint(run.folder, None) is None
+    run.save(1)
+    assert find_checkpoint(run.folder, "last") == run.checkpoints / "step=1"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES], ids=errno.errorcode.get)
+@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors"])
+def test_what_the_disk_does_not_give_is_not_damage(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, name: str, number: int
+) -> None:
+    refused, plain = run.checkpoints / "step=2" / name, Path.open
+
+    def refusing(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path == refused:
+            raise OSError(number, os.strerror(number), str(path))
+        return plain(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    with pytest.raises(UserError, match=rf"step=2 may be whole, but .*{name} cannot be read: {os.strerror(number)}"):
+        find_checkpoint(run.folder, "last")
+    run.save(3)
+    assert capsys.readouterr().err == ""
+    assert {path.name for path in run.checkpoints.iterdir()} == {"step=1", "step=2", "step=3"}
+    monkeypatch.undo()
+    assert find_checkpoint(run.folder, "last") == run.checkpoints / "step=3"
+    assert find_checkpoint(run.folder, str(refused.parent)) == refused.parent
 
 
 def test_every_byte_of_the_manifest_counts(run: Run) -> None:

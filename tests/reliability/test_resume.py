@@ -9,12 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
+from neuralmem.data.handover import positions
+from neuralmem.data.module import Files, TextData, Validation
 from neuralmem.training.checkpoints import Checkpoints
 from neuralmem.training.cli import main
 from neuralmem.training.folder_io import read_checkpoint
 from neuralmem.training.logs import read_metrics
+from neuralmem.training.module import LanguageModel
 from neuralmem.training.plain import pack
+from tests.reliability.conftest import TINY
 
 Train = Callable[..., Path]
 STEPS = 11
@@ -65,6 +70,7 @@ def differences(one: Any, other: Any, where: str = "") -> list[str]:
 def same(a: Path, b: Path) -> None:
     """Everything in two checkpoints but the clock is equal."""
     (one, tensors), (other, others) = (pack(read_checkpoint(path)) for path in (a, b))
+    assert one["callbacks"].pop("Report").keys() == other["callbacks"].pop("Report").keys() == {"seconds", "processes"}
     assert differences(one, other) == []
     assert tensors.keys() == others.keys()
     assert [name for name, x in tensors.items() if not torch.equal(x, others[name])] == []
@@ -127,14 +133,35 @@ def test_an_interrupt_before_training_goes_on_leaves_the_checkpoint_alone(
     assert (run / "checkpoints" / "step=2" / "manifest.json").read_bytes() == before
 
 
-def test_another_number_of_readers_is_refused(train: Train, capsys: pytest.CaptureFixture) -> None:
-    run = train("transformer", "a", "--trainer.max_steps", "2")
+@pytest.mark.parametrize(
+    ("workers", "change", "said"),
+    [
+        ("0", "seed", "data.seed has changed since the checkpoint was saved: it was 0, it is 1; "),
+        ("2", "seed", "data.seed has changed since the checkpoint was saved: it was 0, it is 1; "),
+        (
+            "0",
+            "text",
+            "data.source has changed since the checkpoint was saved: it was 9 train documents (share 0.1) of ",
+        ),
+    ],
+)
+def test_changed_data_are_refused(
+    train: Train, capsys: pytest.CaptureFixture, workers: str, change: str, said: str
+) -> None:
+    Path("texts").mkdir()
+    for number in range(9):
+        Path(f"texts/{number}.txt").write_text(f"{number} " * 900)
+    options = ["--data.source", "texts", "--data.num_workers", workers, "--data.seed"]
+    run = train("transformer", "a", *options, "0", "--trainer.max_steps", "2")
     before = sorted(path.name for path in run.rglob("*"))
     capsys.readouterr()
-    assert main(["--config", str(run / "config.yaml"), "--resume", "auto", "--data.num_workers", "2"]) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    theirs, ours = (f"1 device(s) and {workers} loader process(es) on each" for workers in (0, 2))
-    assert said.startswith(f"error: the checkpoint is of a run with {theirs}, this run has {ours}; ")
+    if change == "text":
+        Path("texts/4.txt").write_text("4 " * 901)
+    again = [*options, "1" if change == "seed" else "0", "--trainer.max_steps", "4", "--resume", "auto"]
+    assert main(["--config", str(run / "config.yaml"), *again]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: {said}")
+    assert last.endswith("; resume with what it was, or begin anew in another --run")
     assert sorted(path.name for path in run.rglob("*")) == before
 
 
@@ -145,3 +172,42 @@ def test_resume_and_another_checkpoint_are_refused(train: Train, capsys: pytest.
     assert "resume is 'auto' and ckpt_path is 'a/checkpoints/step=1'; give one of them" in capsys.readouterr().err
     assert main([*options, "--resume", "last"]) == 2
     assert "resume is 'last'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("before", "after"), [("2", "0"), ("0", "2")])
+def test_another_number_of_loader_processes_goes_on(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], before: str, after: str
+) -> None:
+    """What is read after the change is what the data hand over, from the first step on; carried memory begins anew."""
+    run = train("lmm", "a", "--data.carry", "true", "--trainer.max_steps", "4", "--data.num_workers", before)
+    places = positions(read_checkpoint(run / "checkpoints" / "step=4")["loader_state"])
+    seen: list[torch.Tensor] = []
+    step = LanguageModel.training_step
+
+    def record(self: LanguageModel, batch: Any, number: int) -> Any:
+        assert seen or self.carried is None
+        seen.append(batch.tokens)
+        return step(self, batch, number)
+
+    monkeypatch.setattr(LanguageModel, "training_step", record)
+    options = ["--data.carry", "true", "--trainer.max_steps", "8", "--data.num_workers", after, "--resume", "auto"]
+    train("lmm", "a", *options)
+    assert "no document is skipped or repeated" in capsys.readouterr().err
+    settings = yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]
+    nested = {"validation": Validation(**settings["validation"]), "files": Files(**settings["files"])}
+    data = TextData(**settings | nested)
+    data.take_over(places)
+    expected = [batch.tokens for _, batch in zip(range(4), data.train_dataloader(), strict=False)]
+    assert len(seen) == 4
+    assert all(torch.equal(one, other) for one, other in zip(seen, expected, strict=True))
+
+
+def test_data_of_others_refuse_another_number(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train("mag", "a", *MAP, "--trainer.max_steps", "2")
+    before = sorted(path.name for path in run.rglob("*"))
+    arguments = ["--config", str(TINY / "mag.yaml"), "--run", "a", *MAP, "--data.num_workers", "2"]
+    capsys.readouterr()
+    assert main([*arguments, "--trainer.max_steps", "4", "--resume", "auto"]) == 2
+    said = capsys.readouterr().err
+    assert "1 device(s) and 0 loader process(es) on each, this run has 1 device(s) and 2 loader process(es)" in said
+    assert sorted(path.name for path in run.rglob("*")) == before

@@ -3,7 +3,9 @@
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any, cast
 
 import lightning.pytorch as L
 import torch
@@ -11,9 +13,14 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from neuralmem.config import AttentionConfig, MemoryConfig
 from neuralmem.data.batch import Batch
+from neuralmem.errors import UserError
+from neuralmem.generation.scheduled import Probe, Reading
 from neuralmem.training.command_line import quiet_lightning
 from neuralmem.training.faults import Faults
+from neuralmem.training.meter import Meter
 from neuralmem.training.module import LanguageModel
+from neuralmem.training.probes import Probes
+from neuralmem.training.ranks import RankState
 from neuralmem.training.sharding import whole
 
 STEPS, ROWS, LENGTH, VOCABULARY = 4, 4, 24, 19
@@ -26,6 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
     "NaN on one device": {"pattern": ["titans_lmm"], "carry": True, "broken": 1},
     "uneven validation": {"pattern": ["titans_lmm"], "uneven": True},
     "tied embeddings": {"pattern": ["transformer"], "tie_embeddings": True},
+    "probed": {"pattern": ["titans_mac"], "probed": True},
 }
 
 
@@ -81,27 +89,49 @@ class Watched(LanguageModel):
         return outputs
 
 
-def train(case: str, strategy: str, devices: int, callbacks: Callable[[], list[L.Callback]] = list) -> dict[str, Any]:
-    """Train the case. -> losses, the validation's, weights, and how many steps were skipped; all as on one device."""
+class Outputs(Probe):
+    """Keeps what the model says to the same tokens: it changes with the weights, and needs all of them."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def __call__(self, model: Any, tokenizer: Any, data: Any) -> Reading:
+        logits, _ = model(torch.arange(LENGTH)[None] % VOCABULARY)
+        self.seen.append(logits)
+        return Reading({})
+
+
+def train(
+    case: str,
+    strategy: str,
+    devices: int,
+    callbacks: Callable[[], list[L.Callback]] = list,
+    folder: Path | None = None,
+) -> dict[str, Any]:
+    """Train the case, whose probes write into the folder. -> losses, the validation's, weights, how many steps were
+    skipped, what was probed; all as on one device."""
     options = dict(CASES[case])
-    carry, accumulate, broken, uneven = (options.pop(x, None) for x in ("carry", "accumulate", "broken", "uneven"))
+    named = ("carry", "accumulate", "broken", "uneven", "probed")
+    carry, accumulate, broken, uneven, probed = (options.pop(name, None) for name in named)
     quiet_lightning()
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
     module = Watched(
         broken, vocab_size=VOCABULARY, width=16, depth=2, attention=ATTENTION, memory=MEMORY, **options
     )  # fmt: skip
-    faults = Faults()
+    faults, asked = Faults(), Outputs()
+    probes = [Probes(every=2, run=[asked])] if probed else []
     trainer = L.Trainer(
         accelerator="cpu",
         strategy=strategy,
         devices=devices,
         max_steps=STEPS,
+        default_root_dir=folder,
         accumulate_grad_batches=accumulate or 1,
         gradient_clip_val=1.0,
         val_check_interval=STEPS * (accumulate or 1),
         num_sanity_val_steps=0,
-        callbacks=[faults, *callbacks()],
+        callbacks=[faults, *probes, *callbacks()],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -112,7 +142,21 @@ def train(case: str, strategy: str, devices: int, callbacks: Callable[[], list[L
     losses = trainer.strategy.reduce(torch.stack(module.losses), reduce_op="mean")
     validation = torch.zeros(()) if uneven else trainer.callback_metrics["val_loss"]
     torch.set_default_dtype(torch.float32)
-    return {"losses": losses, "validation": validation, "skipped": torch.tensor(faults.skipped), **weights}
+    found = {"probed": torch.stack(asked.seen)} if probed else {}
+    return {"losses": losses, "validation": validation, "skipped": torch.tensor(faults.skipped), **weights, **found}
+
+
+def going_on(step: int) -> str:
+    """What this rank says when the first goes on from step 1 and the other from `step`."""
+    with TemporaryDirectory() as folder:
+        place = Path(folder) / f"step={1 if torch.distributed.get_rank() == 0 else step}"
+        place.mkdir()
+        (place / "manifest.json").write_text(place.name)
+        try:
+            RankState(Meter(), place).setup(cast(L.Trainer, SimpleNamespace(world_size=2)), None, "fit")
+        except UserError as error:
+            return str(error)
+    return ""
 
 
 def main(folder: Path, runs: list[str]) -> None:
@@ -120,9 +164,11 @@ def main(folder: Path, runs: list[str]) -> None:
     torch.set_num_threads(1)
     for run in runs:
         strategy, _, case = run.partition(":")
-        result = train(case, strategy, devices=2)
+        result = train(case, strategy, devices=2, folder=folder)
         if torch.distributed.get_rank() == 0:
             torch.save(result, folder / f"{run}.pt")
+    said = [going_on(step) for step in (1, 2)]
+    (folder / f"rank={torch.distributed.get_rank()}.txt").write_text("\n".join(said))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,13 @@ from pathlib import Path
 
 import lightning.pytorch
 import pytest
+import torch
+import yaml
 
+from neuralmem.data.handover import positions
+from neuralmem.data.module import Files, TextData, Validation
 from neuralmem.training.cli import main
+from neuralmem.training.folder_io import read_checkpoint
 from neuralmem.training.help import HELP
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +115,36 @@ def test_two_processes_resume_exactly(tmp_path: Path, options: list[str], strate
         assert done.returncode == 0, done.stderr
     whole, half = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "half"))
     assert half == whole
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_another_number_of_devices_goes_on(tmp_path: Path, before: int, after: int) -> None:
+    """The places after the change are those of readers that took over and drew as many batches; and both strategies
+    take the same steps, so the optimizer's state has found its parameters."""
+    common = ["--config", str(ROOT / "configs" / "tiny" / "lmm.yaml"), "--data.carry", "true"]
+    last = {}
+    for strategy in ("ddp", "fsdp2"):
+        places = []
+        for devices, steps, more in ((before, 2, []), (after, 4, ["--resume", "auto"])):
+            how = ["--trainer.devices", str(devices), "--trainer.strategy", strategy if devices > 1 else "auto"]
+            done = run(tmp_path, *common, "--run", strategy, *how, *more, "--trainer.max_steps", str(steps))
+            assert done.returncode == 0, done.stderr
+            last[strategy] = read_checkpoint(tmp_path / strategy / "checkpoints" / f"step={steps}")
+            places.append(positions(last[strategy]["loader_state"]))
+        assert "no document is skipped or repeated" in done.stderr
+        settings = yaml.safe_load((tmp_path / strategy / "config.yaml").read_text())["data"]["init_args"]
+        nested = {"validation": Validation(**settings["validation"]), "files": Files(**settings["files"])}
+        data = TextData(**settings | nested)
+        for index in range(after):
+            reader = data.build("train", (index, after))
+            reader.take_over(places[0])
+            assert sum(1 for _ in zip(range(2), reader, strict=False)) == 2
+            assert places[1][index] == reader.state_dict()
+    one, other = (last[strategy]["optimizer_states"][0] for strategy in ("ddp", "fsdp2"))
+    assert one["state"].keys() == other["state"].keys()
+    for number, state in one["state"].items():
+        assert torch.allclose(state["exp_avg"], other["state"][number]["exp_avg"], rtol=1e-3, atol=1e-5), number
 
 
 def test_an_interrupt_while_it_saves_still_leaves_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """Recomputed and compiled layers: the same losses and the same weights as plain ones."""
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,11 +53,16 @@ def test_recomputing_keeps_less() -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.skipif(
+    not any(map(shutil.which, [os.environ.get("CXX", "c++"), "g++", "clang++"])),
+    reason="torch.compile needs a C++ compiler, and this machine has none",
+)
 @pytest.mark.filterwarnings("ignore")  # the compiler has many to say
 @pytest.mark.parametrize("options", [[], ["--compute.recompute", "true"]], ids=["plain", "recomputed"])
 def test_compiling_changes_nothing_but_rounding(train: Train, options: list[str]) -> None:
     short = ["--trainer.max_steps", "3"]
     losses, weights = result(train("lmm", "plain", *short))
     same, compiled = result(train("lmm", "compiled", *short, *options, "--compute.compile", "true"))
+    # Not the weights by value: AdamW's first steps have one size, whatever the gradient, of which rounding may be all.
     assert same == pytest.approx(losses, rel=1e-5)
     assert compiled.keys() == weights.keys()

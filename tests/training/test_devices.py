@@ -1,6 +1,7 @@
 """Two processes, replicated or sharded, and one process with all their rows: the same losses and the same weights."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from tests.training import devices
 
 STRATEGIES = ["ddp", "fsdp2"]
 QUICK = [f"{strategy}:{case}" for strategy in STRATEGIES for case in ("carried memory", "NaN on one device")]
+QUICK.append("fsdp2:probed")
 ALL = [f"{strategy}:{case}" for strategy in STRATEGIES for case in devices.CASES]
 ROOT = Path(__file__).parents[2]
 
@@ -38,18 +40,26 @@ def run_two(folder: Path, runs: list[str]) -> dict[str, dict[str, torch.Tensor]]
     return {run: torch.load(folder / f"{run}.pt", weights_only=True) for run in runs}
 
 
-def compare(two: dict[str, dict[str, torch.Tensor]]) -> None:
+def compare(two: dict[str, dict[str, torch.Tensor]], folder: Path) -> None:
     for run, found in two.items():
-        one = devices.train(run.partition(":")[2], "auto", devices=1)
+        one = devices.train(run.partition(":")[2], "auto", devices=1, folder=folder)
         assert found.keys() == one.keys()
         for name, x in one.items():
             assert torch.allclose(found[name], x, rtol=1e-9, atol=1e-9), (run, name, found[name], x)
 
 
 def test_two_processes_are_one(tmp_path: Path) -> None:
-    compare(run_two(tmp_path, QUICK))
+    two = run_two(tmp_path, QUICK)
+    compare(two, tmp_path)
+    steps = two["fsdp2:probed"]["probed"]
+    assert len(steps) == devices.STEPS // 2
+    assert not torch.allclose(steps[0], steps[1], atol=1e-4)  # of the weights as they were then
+    for rank in "01":  # both refuse, and neither where there is nothing to refuse
+        same, differ = (tmp_path / f"rank={rank}.txt").read_text().split("\n")
+        assert same == ""
+        assert re.match(r"the ranks go on from different .* \(rank 0: step=1 of .*, rank 1: step=2 of .*\); ", differ)
 
 
 @pytest.mark.soak
 def test_two_processes_are_one_in_every_case(tmp_path: Path) -> None:
-    compare(run_two(tmp_path, [run for run in ALL if run not in QUICK]))
+    compare(run_two(tmp_path, [run for run in ALL if run not in QUICK]), tmp_path)

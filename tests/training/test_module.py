@@ -7,7 +7,9 @@ import torch
 
 from neuralmem.config import MemoryConfig
 from neuralmem.data.batch import Batch
+from neuralmem.errors import UserError
 from neuralmem.training.module import LanguageModel
+from neuralmem.training.optim import OptimizerConfig
 
 
 def carried_step(rule: str, world_size: int, broken: bool = False) -> tuple[LanguageModel, torch.Tensor]:
@@ -51,3 +53,14 @@ def test_a_model_without_memory_can_be_carried_by_two_processes() -> None:
     module.log = lambda *_, **__: None
     tokens = torch.randint(17, (2, 8))
     assert module.training_step(Batch(tokens, tokens, None, None, None, None, None), 0)["loss"].requires_grad
+
+
+def test_optimizers_that_need_whole_matrices_do_not_get_parts() -> None:
+    module = LanguageModel(OptimizerConfig(name="m3"), vocab_size=17, width=16, depth=1, pattern=["transformer"])
+    module.trainer = SimpleNamespace(precision="32-true", max_steps=1, callbacks=[])
+    assert module.configure_optimizers()["optimizer"] is not None
+    module._device_mesh = object()
+    with pytest.raises(
+        UserError, match=r"^optimizer.name is 'm3'; with trainer.strategy fsdp2 it must be one of adamw, "
+    ):
+        module.configure_optimizers()

@@ -54,6 +54,27 @@ def test_probes_run_on_schedule_and_at_the_end(train: Train, noisy: Callable[[bo
     assert logged == {4: 1.5, 8: 1.5, 10: 1.5}
 
 
+class Newest(Probe):
+    """Looks which step is safe."""
+
+    name = "newest"
+
+    def __call__(self, model: Any, tokenizer: Any, data: Mapping[str, Any]) -> Reading:
+        return Reading({"step": max(float(path.name[5:]) for path in Path("a/checkpoints").glob("step=*"))})
+
+
+def test_a_step_is_saved_before_it_is_probed_and_said_last(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "probes.yaml").write_text(f"probes: {{every: 4, run: [{{class_path: {HERE}.Newest}}]}}")
+    options = ["--config", "probes.yaml", "--checkpoint.every", "4", "--report.at_end", "true"]
+    run = train("transformer", "a", *options)
+    assert [line["values"]["step"] for line in read_probes(run / "probes.jsonl")] == [4, 8, 10]
+    *before, last = capsys.readouterr().err.splitlines()
+    assert last.endswith(", saved in a")
+    assert any(line.startswith("step 10: newest: step 10") for line in before)
+
+
 def test_a_probe_leaves_no_trace_in_the_run(train: Train, noisy: Callable[[bool], list[str]]) -> None:
     probed, plain = train("mag", "a", *noisy(False)), train("mag", "b")
     assert (probed / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()

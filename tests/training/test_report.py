@@ -2,16 +2,19 @@
 
 import os
 import re
+import shutil
 import signal
 from base64 import b64decode
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from neuralmem.errors import UserError
-from neuralmem.training import figures
+from neuralmem.training import figures, machine
+from neuralmem.training.faults import Faults
 from neuralmem.training.logs import read_metrics
 from neuralmem.training.report import main, write_report
 
@@ -69,6 +72,25 @@ def test_a_run_that_was_killed_has_one_too(train: Train) -> None:
     page = write_report(run).read_text()
     assert list(pictures(page)) == TITLES[:4]
     assert "Machine and versions" not in page
+
+
+def test_the_time_of_a_resumed_run_is_that_of_all_its_processes(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("neuralmem.training.report.time", SimpleNamespace(time=lambda: now[0]))
+
+    def slowly(self: Faults, *args: object) -> None:
+        now[0] += 100.0
+
+    monkeypatch.setattr(Faults, "on_train_batch_start", slowly)
+    run = train("lmm", "a", "--trainer.max_steps", "3", "--report.at_end", "true")
+    assert ", 5:00 on " in (run / "report.html").read_text()
+    shutil.copytree(run, "b")
+    for name, steps, took in (("a", "5", "8:20"), ("b", "4", "6:40")):
+        again = train("lmm", name, "--trainer.max_steps", steps, "--resume", "auto", "--report.at_end", "true")
+        assert f", {took} in 2 processes on " in (again / "report.html").read_text()
+    train("lmm", "b", "--trainer.max_steps", "5", "--resume", "auto")
+    assert machine.read(Path("b"))["seconds"] == 500.0
+    assert machine.read(Path("b"))["processes"] == 3
 
 
 def test_an_interrupted_run_has_one(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from neuralmem.errors import UserError
 from neuralmem.evaluation.attribution import ABLATIONS, IDENTITY, Replay, grid_unit
 from neuralmem.evaluation.attribution import run as run_attribution
 from neuralmem.evaluation.attribution_summary import draw, summarise
+from neuralmem.evaluation.cell import PROTOCOLS
 from neuralmem.evaluation.haystack import NAMES
 from neuralmem.evaluation.journal import Journal
 from neuralmem.evaluation.lengths import parse_lengths, parse_samples, split_list
@@ -21,7 +22,6 @@ from neuralmem.evaluation.lines import print_lines, to_csv
 from neuralmem.evaluation.niah import Settings
 from neuralmem.evaluation.opened import add_common_options, check_positive, one_of, open_checkpoint
 from neuralmem.evaluation.prompts import find_task
-from neuralmem.evaluation.protocols import PROTOCOLS
 from neuralmem.evaluation.reader import MODES
 from neuralmem.evaluation.recall import FACTS, read_training_data
 from neuralmem.evaluation.screen import progress_bar, write_whole
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
         UserError: an option that cannot be used, a checkpoint that cannot be loaded or has nothing beyond its reach.
     """
     training = read_training_data(Path(options.checkpoint))
-    modes = [name for name in MODES if name != "reset"]
+    modes = ["none", *(name for name in MODES if MODES[name] != "on")]  # reset and shuffled forget every part
     settings = Settings(
         tasks=tuple(find_task(name) for name in split_list(options.tasks, "--tasks")),
         lengths=tuple(parse_lengths(options.lengths or ("4x" if training.length else "1k"), training.length)),
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
         replay = Replay(options.parts, grid_unit(model.config), options.batch_size, opened.stream_chunk, advance)
         rows = run_attribution(settings, model, opened.tokenizer, opened.subject, journal, training, replay, plan)
     lines = summarise(rows)
-    print_lines(f"where answers come from: {opened.folder}", columns(lines), NOTES)
+    print_lines(f"where answers come from: {opened.folder}", columns(lines), [NOTES])
     write_whole(out / "attribution.csv", to_csv(lines))
     for path in [journal.path, out / "attribution.csv", *draw(rows, out, opened.folder.name)]:
         print(path)

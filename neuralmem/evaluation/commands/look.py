@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> None:
     row = _measure(opened, journal, ids, facts, asked, name)
     seen = [Seen(module, one["tokens"], one["steps"]) for module, one in row["modules"].items()]
     lines = summarise(seen, facts, asked, len(ids))
-    print_lines(f"what the memory does: {opened.folder}, {name}", [_printed(line) for line in lines], NOTES)
+    print_lines(f"what the memory does: {opened.folder}, {name}", [_printed(line) for line in lines], [NOTES])
     write_whole(opened.out / "look.csv", to_csv(lines))
     title = f"{opened.folder.name}  ·  {name}, {len(ids):,} tokens"
     save(draw(seen, facts, asked, row["step"], title), opened.out / "look.png")
@@ -95,7 +95,7 @@ def _read_text(options: argparse.Namespace, opened: Opened, length: int) -> tupl
     settings = Settings((find_task("recall"),), (length,), seed=options.seed, facts=options.facts)
     cell, build = next(iter(cells(settings, opened.tokenizer, opened.training)))
     sample = build(0, 0.5, cell.random(0))
-    return sample.rope.slice(0, len(sample.rope)), sample.needle, f"recall prompt in {sample.haystack}"
+    return sample.rope.slice(0, len(sample.rope)), sample.needles[0], f"recall prompt in {sample.haystack}"
 
 
 def _measure(opened: Opened, journal: Journal, ids: Tensor, facts: list[Span], asked: Span | None, name: str) -> dict:

@@ -1,13 +1,21 @@
-"""Needles in a haystack: what is found, how far back, and whether the memory found it.
+"""Needles in a haystack: what is found of RULER's tasks, how far back, and whether the memory found it.
 
 Prints a table; writes rows.jsonl, table.csv and a heat map per task to --out.
 
 tasks
   recall           small models: facts in text, as in training ("@word 123"), one of them is asked for; exact match
-  s-niah-pk        a number in repeated noise              (RULER niah_single_1)
-  s-niah-n         a number in text                        (RULER niah_single_2)
-  s-niah-w         a uuid in text                          (RULER niah_single_3)
+  s-niah-pk        a number in repeated noise                      (RULER niah_single_1)
+  s-niah-n         a number in text                                (RULER niah_single_2)
+  s-niah-w         a uuid in text                                  (RULER niah_single_3)
   s-niah-w-words   words in text
+  mk-niah-1        a number in text, among three of other keys    (RULER niah_multikey_1)
+  mk-niah-2        a number among numbers of other keys           (RULER niah_multikey_2)
+  mk-niah-3        a uuid among uuids of other keys               (RULER niah_multikey_3)
+  mv-niah          four numbers of one key in text                (RULER niah_multivalue)
+  mq-niah          the numbers of four keys in text               (RULER niah_multiquery)
+  vt               five variables that hand on a value, in noise  (RULER vt)
+  cwe              the ten most common words of a list            (RULER cwe)
+  fwe              the three most frequent coded words            (RULER fwe)
 """
 
 import argparse
@@ -15,7 +23,9 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from neuralmem import durable
 from neuralmem.errors import UserError
+from neuralmem.evaluation.cell import PROTOCOLS
 from neuralmem.evaluation.haystack import NAMES
 from neuralmem.evaluation.heatmap import write_heatmaps
 from neuralmem.evaluation.lengths import parse_depths, parse_lengths, parse_samples, split_list
@@ -23,10 +33,9 @@ from neuralmem.evaluation.niah import DEPTHS, Settings
 from neuralmem.evaluation.niah import run as run_needles
 from neuralmem.evaluation.opened import add_common_options, check_positive, one_of, open_checkpoint
 from neuralmem.evaluation.prompts import find_task
-from neuralmem.evaluation.protocols import PROTOCOLS
 from neuralmem.evaluation.reader import ABLATIONS, Reader
 from neuralmem.evaluation.recall import TrainingData, read_training_data
-from neuralmem.evaluation.screen import progress_bar, write_whole
+from neuralmem.evaluation.screen import progress_bar
 from neuralmem.evaluation.summary import summarise, to_csv
 from neuralmem.evaluation.table import print_table
 
@@ -50,11 +59,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--lengths", metavar="LIST", help="tokens: 4096, 4k, 1m, or 16x the training length (1x,16x,64x)")
     add("--samples", metavar="LIST", help="per task and haystack: one number, or one per length (250,250,65)")
     add("--depths", metavar="LIST", help="percents, or random (0,25,50,75,100; random for RULER's protocols)")
-    add("--ablate", metavar="LIST", help="controls, of none,frozen,off,reset (all where there is a memory)")
+    add("--ablate", metavar="LIST", help=f"controls, of {','.join(ABLATIONS)} (all where there is a memory)")
     add("--protocol", default="exact", metavar="NAME", help="length rule: exact, ruler2024, ruler2025, lm-eval (exact)")
-    add("--haystack", default="", metavar="LIST", help=f"{', '.join(NAMES)} (as trained on; noise for s-niah-pk)")
+    add(
+        "--haystack",
+        default="",
+        metavar="LIST",
+        help=f"{', '.join(NAMES)} (as trained on; a task that makes its own ignores it)",
+    )
     add("--facts", type=int, default=6, metavar="N", help="facts in a prompt of the recall task, 5 at least (6)")
-    add("--max-new-tokens", type=int, metavar="N", help="length of the answer (128; recall: as long as its values)")
+    add("--max-new-tokens", type=int, metavar="N", help="length of the answer (RULER's; recall: that of its values)")
 
 
 def check(options: argparse.Namespace) -> None:
@@ -90,7 +104,7 @@ def run(options: argparse.Namespace) -> None:
         reader = Reader(model, opened.tokenizer, opened.stream_chunk, advance, model.config.attention.segment)
         rows = run_needles(settings, reader, opened.subject, out, training, begin)
     print_table(summarise(rows), str(opened.folder))
-    write_whole(out / "table.csv", to_csv(rows, settings.grid))
+    durable.write_file(out / "table.csv", to_csv(rows, settings.grid))
     for path in [out / "rows.jsonl", out / "table.csv", *write_heatmaps(rows, settings.grid, out, opened.folder.name)]:
         print(path)
 
@@ -146,6 +160,6 @@ def write_settings(out: Path, settings: Settings) -> None:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / "settings.json", json.dumps(asdict(settings), indent=2) + "\n")
+        durable.write_file(out / "settings.json", json.dumps(asdict(settings), indent=2) + "\n")
     except OSError as error:
         raise UserError(f"--out is {str(out)!r}, which cannot be written: {error.strerror}") from None

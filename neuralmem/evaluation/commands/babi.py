@@ -1,0 +1,170 @@
+"""Questions about facts scattered in a long text, answered by putting up to three of them together (BABILong's form).
+
+Prints a table; writes babi.jsonl (a line per prompt and control), babi.csv and a picture per task to --out.
+
+tasks
+  qa1   where a person is                         one fact
+  qa2   where a thing is                          two facts
+  qa3   where a thing was before it was elsewhere three facts
+  qa4   what lies in a direction of a place       one fact, often the other way round
+  qa5   who gave what to whom                     one fact
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+from neuralmem.evaluation.asking import IDENTITY, ask_missing
+from neuralmem.evaluation.babi import SHOTS, Line, new_tokens, samples, score, summarise, tokenise
+from neuralmem.evaluation.babi_worlds import TASKS
+from neuralmem.evaluation.commands.repeated_words import chosen_ablations
+from neuralmem.evaluation.haystack import NAMES, open_haystack
+from neuralmem.evaluation.journal import Journal
+from neuralmem.evaluation.lengths import parse_lengths, split_list
+from neuralmem.evaluation.niah import readings
+from neuralmem.evaluation.opened import Opened, add_common_options, check_positive, one_of, open_checkpoint
+from neuralmem.evaluation.reader import Reader
+from neuralmem.evaluation.recall import read_training_data
+from neuralmem.evaluation.report import Line as Curve
+from neuralmem.evaluation.report import print_report, reach_note, write_csv, write_lines
+from neuralmem.evaluation.screen import progress_bar
+from neuralmem.evaluation.stats import Share
+
+EXAMPLES = """examples
+  python eval.py babi --checkpoint runs/quickstart --tasks qa1,qa2 --lengths 0,4k,16k
+  python eval.py babi --checkpoint runs/mac_170m --lengths 0,1k,4k,16k,64k,1m --samples 1000 --haystack file:pg19.txt
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options beside those of every command, with their defaults and meanings."""
+    add_common_options(parser, "babi")
+    add = parser.add_argument
+    add("--tasks", default=",".join(TASKS), metavar="LIST", help=f"of {','.join(TASKS)} (all)")
+    add("--lengths", default="0,2k", metavar="LIST", help="of the context in tokens, 0 is the facts alone (0,2k)")
+    add("--samples", type=int, default=50, metavar="N", help="per task and length; published: 1000 (50)")
+    add("--shots", type=int, default=SHOTS, metavar="N", help=f"examples in front of the text ({SHOTS})")
+    add("--haystack", default="", metavar="NAME", help=f"{', '.join(NAMES)} (as trained on)")
+    add("--ablate", metavar="LIST", help="controls, of none,frozen,off,reset (all where there is a memory)")
+    add("--max-new-tokens", type=int, metavar="N", help="length of the answer (16, or what the longest label needs)")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse values that no checkpoint could make right.
+
+    Raises:
+        UserError: naming the option and what it must be.
+    """
+    _tasks(options.tasks)
+    check_positive(options, "samples", "stream_chunk", "batch_size", "max_new_tokens", "threads")
+    if options.shots:
+        check_positive(options, "shots")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Ask, print the table, write the files.
+
+    Raises:
+        UserError: an option that cannot be used, a checkpoint that cannot be loaded.
+    """
+    training = read_training_data(Path(options.checkpoint))
+    lengths = _lengths(options.lengths, training.length)
+    longest = max(lengths)
+    haystack = open_haystack(options.haystack or training.haystack, 6 * longest, options.seed, training.share)
+    opened = open_checkpoint(options, "babi", training)
+    ablations = chosen_ablations(options.ablate, opened)
+    text = tokenise(haystack, opened.tokenizer.encode, max(2 * longest, 1 << 16))
+    build = partial(
+        samples, count=options.samples, haystack=text, haystack_id=haystack.id, seed=options.seed, shots=options.shots
+    )
+    cells = [build(task, length) for task in _tasks(options.tasks) for length in lengths]
+    journal, rows = Journal(opened.out / "babi.jsonl", IDENTITY), []
+    with progress_bar() as (plan, advance):
+        plan(sum(len(s.rope) for cell in cells for s in cell) * readings(ablations))
+        reader = Reader(
+            opened.model, opened.tokenizer, opened.stream_chunk, advance, opened.model.config.attention.segment
+        )
+        for cell in cells:
+            tokens = options.max_new_tokens or new_tokens(cell)
+            rows += ask_missing(cell, ablations, reader, opened.subject, journal, score, tokens, options.batch_size)
+    lines = summarise(rows)
+    columns = [
+        "task",
+        "context",
+        "prompt",
+        "control",
+        "accuracy [95%]",
+        "null",
+        "beyond reach (n)",
+        "likeliest label",
+        "chance",
+    ]
+    notes = [
+        f"{haystack.id}, {options.shots} examples; BABILong's score of the greedy answer. Worlds are our own.",
+        reach_note(opened.model.reach) + " Beyond it: the first fact that the answer needs lies farther back.",
+        "Null model: the most frequent answer, named every time. Likeliest label: among those not in the question.",
+    ]
+    print_report(f"facts in a long text: {opened.folder}", columns, [_cells(line) for line in lines], notes)
+    pictures = [_draw([x for x in lines if x.task == task], opened, haystack.id) for task in _tasks(options.tasks)]
+    for path in (journal.path, write_csv(opened.out / "babi.csv", [_flat(x) for x in lines]), *pictures):
+        print(path)
+
+
+def _tasks(text: str) -> list[str]:
+    return [one_of(name, list(TASKS), "--tasks") for name in split_list(text, "--tasks")]
+
+
+def _lengths(text: str, train_length: int | None) -> list[int]:
+    parts = split_list(text, "--lengths")
+    rest = [part for part in parts if part != "0"]
+    return [0] * (len(rest) < len(parts)) + (parse_lengths(",".join(rest), train_length) if rest else [])
+
+
+def _cells(line: Line) -> list[str]:
+    control = "memory on" if line.ablation == "none" else line.ablation
+    beyond = f"{_percent(line.beyond)} ({line.beyond.n})" if line.beyond.n else "none"
+    head = [line.task, f"{line.length:,}" if line.length else "facts", f"{line.tokens:,.0f}", control]
+    return [
+        *head,
+        _percent(line.accuracy),
+        f"{100 * line.null:.0f}%",
+        beyond,
+        _percent(line.likeliest),
+        f"{100 * line.chance:.0f}%",
+    ]
+
+
+def _percent(share: Share) -> str:
+    return f"{100 * share.share:.0f}% [{100 * share.low:.0f}, {100 * share.high:.0f}]"
+
+
+def _flat(line: Line) -> dict[str, object]:
+    out: dict[str, object] = {"task": line.task, "length": line.length, "ablation": line.ablation}
+    out |= {"n": line.accuracy.n, "prompt_tokens": line.tokens, "n_beyond": line.beyond.n}
+    for name in ("accuracy", "beyond", "likeliest"):
+        share = getattr(line, name)
+        out |= {name: share.share, f"{name}_low": share.low, f"{name}_high": share.high}
+    return out | {"null": line.null, "chance": line.chance}
+
+
+def _draw(lines: list[Line], opened: Opened, haystack: str) -> Path:
+    curves = {}
+    for name in dict.fromkeys(line.ablation for line in lines):
+        own = [line for line in lines if line.ablation == name]
+        label = "memory on" if name == "none" else f"memory {name}"
+        curves[label] = Curve([(x.length, *x.accuracy[2:]) for x in own], dashed=name != "none")
+    own = [line for line in lines if line.ablation == "none"]
+    curves["likeliest label, memory on"] = Curve([(x.length, *x.likeliest[2:]) for x in own])
+    curves["null: most frequent answer"] = Curve([(x.length, x.null, x.null, x.null) for x in own], dashed=True)
+    about = (
+        f"{haystack}  ·  n = {own[0].accuracy.n} per length  ·  95% intervals  ·  reach {opened.model.reach:,} tokens"
+    )
+    path = opened.out / f"babi_{own[0].task}.png"
+    return write_lines(
+        path,
+        curves,
+        f"{opened.folder.name}: {own[0].task}",
+        about,
+        ("tokens of the context, 0: the facts alone", "share of questions"),
+        unit_range=True,
+    )

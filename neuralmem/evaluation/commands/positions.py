@@ -1,0 +1,145 @@
+"""Loss by position in held-out documents: does what was read long ago help, past the training length too?
+
+Prints a table and whether the loss keeps falling past the training length; writes positions.jsonl (a line per text and
+reading), positions.csv and two pictures per length to --out.
+
+readings
+  on       the memory as it is
+  frozen   nothing is written; reads see the learned initial weights
+  off      the memory gives zeros
+  window   each token from a fresh state that read the last tokens only, as many as attention can see
+"""
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+from neuralmem.errors import UserError
+from neuralmem.evaluation.commands.perplexity import wanted
+from neuralmem.evaluation.held_out import NAMES, HeldOutRow, open_text, rows_of
+from neuralmem.evaluation.journal import Journal
+from neuralmem.evaluation.lengths import parse_lengths
+from neuralmem.evaluation.losses import READINGS, LossReader
+from neuralmem.evaluation.opened import Opened, add_common_options, check_positive, open_checkpoint
+from neuralmem.evaluation.positions import IDENTITY, Bucket, growth, measure, summarise, verdict
+from neuralmem.evaluation.recall import read_training_data
+from neuralmem.evaluation.report import Line, interval, print_report, reach_note, write_csv, write_lines
+from neuralmem.evaluation.screen import progress_bar
+
+EXAMPLES = """examples
+  python eval.py positions --checkpoint runs/quickstart
+  python eval.py positions --checkpoint runs/mac_170m --lengths 32k,128k --samples 512 --haystack file:books.jsonl
+"""
+LENGTHS, LENGTHS_UNKNOWN = "16x", "4k"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options beside those of every command, with their defaults and meanings."""
+    add_common_options(parser, "positions")
+    add = parser.add_argument
+    add("--lengths", metavar="LIST", help="of the texts in tokens: 4096, 4k, 1m, or 16x the training length (16x)")
+    add("--samples", type=int, default=16, metavar="N", help="texts per length, fewer where there is no more (16)")
+    add("--haystack", default="", metavar="TEXT", help=f"{', '.join(NAMES)} (validation text of the checkpoint)")
+    add("--ablate", metavar="LIST", help=f"controls, of {','.join(READINGS[1:])} (all that the model has)")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse values that no checkpoint could make right.
+
+    Raises:
+        UserError: naming the option and what it must be.
+    """
+    check_positive(options, "samples", "stream_chunk", "batch_size", "threads")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Read, print the tables, write the files.
+
+    Raises:
+        UserError: an option that cannot be used, a checkpoint that cannot be loaded, a text that is too short.
+    """
+    training = read_training_data(Path(options.checkpoint))
+    given = options.lengths or (LENGTHS_UNKNOWN if training.length is None else LENGTHS)
+    lengths = parse_lengths(given, training.length)
+    text = open_text(options.haystack, training)
+    opened = open_checkpoint(options, "positions", training)
+    texts = {}
+    for length in lengths:
+        texts[length] = list(rows_of(text.documents(), opened.tokenizer.encode, length, options.samples))
+        if not texts[length]:
+            raise UserError(f"--lengths holds {length}; {text.id} holds less text, give --haystack file:PATH")
+    with progress_bar() as (plan, advance):
+        reader = LossReader(opened.model, opened.stream_chunk, opened.model.config.attention.segment, advance)
+        readings = wanted(options.ablate, reader)
+        journal = Journal(opened.out / "positions.jsonl", IDENTITY)
+        plan(sum(len(some) * reader.cost(n + 1, r) for n, some in texts.items() for r in readings))
+        found = {
+            length: measure(
+                rows, reader, readings, opened.subject, journal, training.length, text.id, options.batch_size
+            )
+            for length, rows in texts.items()
+        }
+    summary, pictures = [], []
+    for length, rows in found.items():
+        buckets = summarise(rows, training.length, options.seed)
+        _print(opened, length, buckets, texts[length], text.id, training.length)
+        summary += [{"length": length, **_flat(bucket)} for bucket in buckets]
+        pictures += _draw(opened, length, buckets, text.id, training.length)
+    for path in (journal.path, write_csv(opened.out / "positions.csv", summary), *pictures):
+        print(path)
+
+
+def _print(
+    opened: Opened, length: int, buckets: list[Bucket], rows: list[HeldOutRow], text: str, train: int | None
+) -> None:
+    readings = list(dict.fromkeys(bucket.memory for bucket in buckets))
+    by = {(bucket.memory, bucket.end): bucket for bucket in buckets}
+    lines = []
+    for end in dict.fromkeys(bucket.end for bucket in buckets):
+        own = [by[name, end] for name in readings]
+        mark = "" if not own[0].beyond else " *"
+        line = [f"{own[0].start + 1:,}-{end:,}{mark}", interval(*own[0].loss[:3])]
+        lines.append([*line, interval(*own[0].change[:3]), *(interval(*b.gain[:3]) for b in own[1:])])
+    kinds = Counter(row.kind for row in rows)
+    notes = [
+        f"{text}: {len(rows)} texts; {kinds['beginning']} beginnings of documents, {kinds['part']} later parts, "
+        f"{kinds['joined']} of shorter documents joined.",
+        reach_note(opened.model.reach) + " * Every position lies beyond it.",
+        "Change: against the bucket that ends at the training length. Others: loss of the control less that of on.",
+    ]
+    notes += [verdict(buckets, train, name).sentence for name in readings]
+    notes += [growth(buckets, train, name).sentence for name in readings[1:]]
+    columns = ["tokens read before", "loss, memory on [95%]", "change", *(f"{name} less on" for name in readings[1:])]
+    print_report(f"loss by position, {length:,} tokens: {opened.folder}", columns, lines, notes)
+
+
+def _draw(opened: Opened, length: int, buckets: list[Bucket], text: str, train: int | None) -> list[Path]:
+    """The loss under every reading, and what each control loses against the memory as it is."""
+    readings = list(dict.fromkeys(bucket.memory for bucket in buckets))
+    marks = {"reach": opened.model.reach} | ({"training": train} if train else {})
+    about = f"{text}  ·  {buckets[0].loss.n} texts of {length:,} tokens  ·  95% intervals over texts"
+
+    def draw(name: str, title: str, axis: str, lines: dict[str, Line]) -> Path:
+        axes = ("tokens read before, end of bucket", axis)
+        return write_lines(opened.out / f"{name}_{length}.png", lines, title, about, axes, marks)
+
+    losses = {
+        f"memory {name}": Line([(b.end, *b.loss[:3]) for b in buckets if b.memory == name], dashed=name != "on")
+        for name in readings
+    }
+    gains = {
+        f"{name} less on": Line([(b.end, *b.gain[:3]) for b in buckets if b.memory == name]) for name in readings[1:]
+    }
+    drawn = [draw("positions", f"{opened.folder.name}: loss by position", "loss, nats per token", losses)]
+    if gains:
+        title = f"{opened.folder.name}: what the memory gains, by position"
+        drawn.append(draw("positions_gain", title, "loss of the control less that of on, nats", gains))
+    return drawn
+
+
+def _flat(bucket: Bucket) -> dict[str, object]:
+    out: dict[str, object] = {"memory": bucket.memory, "start": bucket.start, "end": bucket.end}
+    for name in ("loss", "change", "gain", "growth"):
+        mean = getattr(bucket, name)
+        out |= {name: mean.value, f"{name}_low": mean.low, f"{name}_high": mean.high}
+    return out | {"texts": bucket.loss.n, "beyond_reach": bucket.beyond}

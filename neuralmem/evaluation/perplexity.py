@@ -1,0 +1,180 @@
+"""Perplexity and bits per byte of held-out documents, each read as a stream from a fresh memory.
+
+Special: weighted by tokens, with intervals over documents and the same documents under every control. Tokens whose
+history is longer than attention's reach are counted apart, since only there a memory can help. Two null models stand
+beside it: all tokens equally likely, and their frequencies in these very documents, which is the best that a model
+that sees no context could do.
+Source: evaluation.md sections 4.5 and 11.
+"""
+
+import hashlib
+import math
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from neuralmem.data.document import Document
+from neuralmem.evaluation.bootstrap import Mean, weighted_mean
+from neuralmem.evaluation.journal import Journal
+from neuralmem.evaluation.losses import LossReader, Reading
+from neuralmem.evaluation.rows import Subject
+from neuralmem.generation.protocol import TokenizerLike
+
+IDENTITY = ("text_sha256", "memory", "ckpt_sha256", "chunk_size_eval", "dtype")
+
+
+class Piece(NamedTuple):
+    """A document in tokens.
+
+    Args:
+        id: of the document
+        tokens: Int[T], the first is given and not predicted
+        bytes: of the text of the predicted tokens, in UTF-8
+        sha256: of the tokens
+    """
+
+    id: str
+    tokens: Tensor
+    bytes: int
+    sha256: str
+
+
+def pieces(documents: Iterable[Document], tokenizer: TokenizerLike, budget: int) -> Iterator[Piece]:
+    """Documents of two tokens at least, until so many tokens have been given; the last one is cut."""
+    for document in documents:
+        if budget < 2:
+            return
+        ids = tokenizer.encode(document.text)
+        whole = len(ids) <= budget
+        ids = ids[:budget]
+        if len(ids) > 1:
+            budget -= len(ids)
+            text = document.text if whole else tokenizer.decode(ids)
+            given = len(tokenizer.decode(ids[:1]).encode())
+            yield Piece(document.id, torch.tensor(ids), len(text.encode()) - given, sha256(ids))
+
+
+def sha256(ids: Sequence[int] | Tensor) -> str:
+    """Hash of token ids as little-endian 32-bit integers, as `Rope.sha256` has it."""
+    return hashlib.sha256(torch.as_tensor(ids, dtype=torch.int32).numpy().astype("<i4").tobytes()).hexdigest()
+
+
+def measure(
+    documents: Sequence[Piece],
+    reader: LossReader,
+    readings: Sequence[Reading],
+    subject: Subject,
+    journal: Journal,
+    batch_size: int = 16,
+) -> list[dict[str, Any]]:
+    """Read what has not been read yet; returns the rows of all documents, in order, for each reading in turn."""
+    found = []
+    for reading in readings:
+        keys = [key(document.sha256, reading, subject) for document in documents]
+        todo = sorted(
+            {d.sha256: d for d, k in zip(documents, keys, strict=True) if journal.find(**k) is None}.values(),
+            key=lambda d: len(d.tokens),
+        )
+        for start in range(0, len(todo), batch_size):
+            batch = todo[start : start + batch_size]
+            begin = time.perf_counter()
+            losses = reader.read([d.tokens for d in batch], reading)
+            seconds = (time.perf_counter() - begin) / len(batch)
+            journal.add(
+                *(
+                    key(d.sha256, reading, subject)
+                    | _values(d, row, subject)
+                    | {"state_bytes": losses.state_bytes, "wall_s": round(seconds, 6)}
+                    for d, row in zip(batch, losses.rows, strict=True)
+                )
+            )
+        found += [row for k in keys if (row := journal.find(**k))]
+    return found
+
+
+def key(text_sha256: str, reading: str, subject: Subject) -> dict[str, Any]:
+    """What tells the reading of one text from others."""
+    return {
+        "text_sha256": text_sha256,
+        "memory": reading,
+        "ckpt_sha256": subject.ckpt_sha256,
+        "chunk_size_eval": subject.chunk_size_eval,
+        "dtype": subject.dtype,
+    }
+
+
+def _values(document: Piece, losses: Tensor, subject: Subject) -> dict[str, Any]:
+    beyond = losses[subject.reach + 1 :].double()  # the loss at i has i + 1 tokens of history
+    return {
+        "document": document.id,
+        "tokens": len(losses),
+        "bytes": document.bytes,
+        "nll": losses.double().sum().item(),
+        "tokens_beyond": len(beyond),
+        "nll_beyond": beyond.sum().item(),
+        "reach": subject.reach,
+        "tokenizer_sha256": subject.tokenizer_sha256,
+        "chunk_size_train": subject.chunk_size_train,
+        "device": subject.device,
+    }
+
+
+class Line(NamedTuple):
+    """What one reading says.
+
+    Args:
+        memory: "on", or the control
+        loss: nats per token, weighted by tokens
+        bits_per_byte: of the predicted text
+        beyond: loss of tokens with more history than attention's reach; n is 0 where no document is so long
+        gain: loss of this reading less that of "on", by document, so above 0 where the memory as it is does better
+        gain_beyond: the same for tokens beyond reach
+    """
+
+    memory: str
+    loss: Mean
+    bits_per_byte: Mean
+    beyond: Mean
+    gain: Mean
+    gain_beyond: Mean
+
+
+def summarise(rows: Sequence[dict[str, Any]], seed: int = 0) -> list[Line]:
+    """A line for every reading; the documents must be the same, in the same order, for all."""
+    readings = list(dict.fromkeys(row["memory"] for row in rows))
+    by = {name: [row for row in rows if row["memory"] == name] for name in readings}
+    lines = []
+    for name, own in by.items():
+        tokens, beyond = [r["tokens"] for r in own], [r["tokens_beyond"] for r in own]
+        base = by.get("on", own)
+        gains = [a["nll"] - b["nll"] for a, b in zip(own, base, strict=True)]
+        further = [a["nll_beyond"] - b["nll_beyond"] for a, b in zip(own, base, strict=True)]
+        lines.append(
+            Line(
+                name,
+                weighted_mean([r["nll"] for r in own], tokens, seed),
+                weighted_mean([r["nll"] / math.log(2) for r in own], [r["bytes"] for r in own], seed),
+                weighted_mean([r["nll_beyond"] for r in own], beyond, seed),
+                weighted_mean(gains, tokens, seed),
+                weighted_mean(further, beyond, seed),
+            )
+        )
+    return lines
+
+
+def null_models(documents: Sequence[Piece], vocab_size: int) -> dict[str, float]:
+    """Loss in nats per predicted token of two models that see no context.
+
+    Example:
+        >>> piece = Piece("a", torch.tensor([9, 1, 2, 1, 2]), 4, "")
+        >>> null_models([piece], 8) == {"uniform": math.log(8), "frequencies": math.log(2)}
+        True
+    """
+    counts = Counter(i for document in documents for i in document.tokens[1:].tolist())
+    total = sum(counts.values())
+    entropy = -sum(n / total * math.log(n / total) for n in counts.values())
+    return {"uniform": math.log(vocab_size), "frequencies": entropy}

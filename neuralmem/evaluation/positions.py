@@ -1,0 +1,188 @@
+"""Loss by position in a document: does what was read long ago still help, beyond the length of training?
+
+Special: all rows of a measure are equally long and each gives every bucket the same number of tokens, so no bucket is
+made of other documents than its neighbour. Buckets double, one of them ends at the training length, and differences
+are taken within each row. "Keeps falling" is decided by a rule (`verdict`) and not by eye; and since documents get
+easier as they go on for a model without a memory too, so is whether the gain over each control grows (`growth`).
+Source: evaluation.md section 4.5 (TTT-E2E section 3.4.1); log2 buckets.
+"""
+
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from neuralmem.evaluation.bootstrap import Mean, weighted_mean
+from neuralmem.evaluation.held_out import HeldOutRow
+from neuralmem.evaluation.journal import Journal
+from neuralmem.evaluation.losses import LossReader, Reading, bucket_ends, bucket_means
+from neuralmem.evaluation.perplexity import key, sha256
+from neuralmem.evaluation.rows import Subject
+
+IDENTITY = ("text_sha256", "memory", "ckpt_sha256", "chunk_size_eval", "dtype", "train_length")
+CURVE = 256  # points that the curve of one row is stored with
+
+
+def measure(
+    rows: Sequence[HeldOutRow],
+    reader: LossReader,
+    readings: Sequence[Reading],
+    subject: Subject,
+    journal: Journal,
+    train_length: int | None,
+    text: str = "",
+    batch_size: int = 16,
+) -> list[dict[str, Any]]:
+    """Read what has not been read yet; returns the journal's rows, for each reading in the order of the texts.
+
+    Args:
+        rows: of one length
+        reader: holds the model
+        readings: of `losses.READINGS`
+        subject: how results name the model
+        journal: where they go
+        train_length: tokens per training row, where a bucket ends; None: not known
+        text: id of the text
+        batch_size: rows read together
+    """
+    hashes, found = [sha256(row.tokens) for row in rows], []
+    for reading in readings:
+        keys = [key(one, reading, subject) | {"train_length": train_length} for one in hashes]
+        todo = [i for i, k in enumerate(keys) if journal.find(**k) is None]
+        for start in range(0, len(todo), batch_size):
+            batch = todo[start : start + batch_size]
+            begin = time.perf_counter()
+            losses = reader.read([rows[i].tokens for i in batch], reading)
+            seconds = (time.perf_counter() - begin) / len(batch)
+            journal.add(
+                *(
+                    keys[i]
+                    | {"text": text, "kind": rows[i].kind, "tokens": len(row)}
+                    | _curves(row, train_length)
+                    | {
+                        "reach": subject.reach,
+                        "tokenizer_sha256": subject.tokenizer_sha256,
+                        "chunk_size_train": subject.chunk_size_train,
+                        "device": subject.device,
+                        "state_bytes": losses.state_bytes,
+                        "wall_s": round(seconds, 6),
+                    }
+                    for i, row in zip(batch, losses.rows, strict=True)
+                )
+            )
+        found += [row for k in keys if (row := journal.find(**k))]
+    return found
+
+
+def _curves(losses: Any, train_length: int | None) -> dict[str, Any]:
+    length = len(losses)
+    ends = bucket_ends(length, train_length) if train_length else bucket_ends(length)
+    steps = [round(length * (i + 1) / min(CURVE, length)) for i in range(min(CURVE, length))]
+    return {
+        "bucket_ends": ends,
+        "bucket_nll": bucket_means(losses, ends),
+        "curve_ends": steps,
+        "curve_nll": bucket_means(losses, steps),
+    }
+
+
+class Bucket(NamedTuple):
+    """Positions after `start` and up to `end` (tokens read before the predicted one) under one reading.
+
+    Args:
+        memory: "on", or the control
+        start, end: of the positions
+        loss: mean over rows, nats per token
+        change: loss less that of the bucket that ends at the training length, within each row
+        gain: loss less that under "on" at the same positions, within each row
+        growth: gain less that of the bucket that ends at the training length, within each row
+        beyond: whether every position lies farther from the beginning than attention's reach
+    """
+
+    memory: str
+    start: int
+    end: int
+    loss: Mean
+    change: Mean
+    gain: Mean
+    growth: Mean
+    beyond: bool
+
+
+def summarise(rows: Sequence[dict[str, Any]], train_length: int | None, seed: int = 0) -> list[Bucket]:
+    """Buckets in order, for each reading in turn; rows must be of one length and the same texts for each reading.
+
+    Args:
+        rows: of `measure`
+        train_length: the bucket that ends there is what others are compared with; without one, or where texts are no
+            longer, the last bucket is
+        seed: of the intervals
+    """
+    out = []
+    by: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by.setdefault(row["memory"], []).append(row)
+    for memory, own in by.items():
+        ends, base = own[0]["bucket_ends"], by.get("on", own)
+        at = ends.index(train_length) if train_length in ends else len(ends) - 1
+        losses = [row["bucket_nll"] for row in own]
+        gains = [_less(loss, other["bucket_nll"]) for loss, other in zip(losses, base, strict=True)]
+        for b, (start, end) in enumerate(pairwise([0, *ends])):
+            values = (
+                [one[b] for one in losses],
+                [one[b] - one[at] for one in losses],
+                [one[b] for one in gains],
+                [one[b] - one[at] for one in gains],
+            )
+            loss, change, gain, more = (weighted_mean(some, [1] * len(own), seed) for some in values)
+            out.append(Bucket(memory, start, end, loss, change, gain, more, start > own[0]["reach"]))
+    return out
+
+
+def _less(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    return [a - b for a, b in zip(first, second, strict=True)]
+
+
+class Verdict(NamedTuple):
+    """Yes or no, the difference that says so, and a sentence; None where the data cannot say.
+
+    That is without a training length, with no text that is longer, or with a single text.
+    """
+
+    holds: bool | None
+    difference: Mean | None
+    sentence: str
+
+
+def verdict(buckets: Sequence[Bucket], train_length: int | None, memory: str = "on") -> Verdict:
+    """Does the loss keep falling past the training length?
+
+    The rule: yes if the 95% interval of the last bucket's loss, less that of the bucket that ends at the training
+    length, lies below 0; else no.
+    """
+    last = [bucket for bucket in buckets if bucket.memory == memory][-1]
+    head = f"memory {memory}: the loss keeps falling past the training length"
+    return _decide(head, last, last.change, last.change.high < 0, train_length)
+
+
+def growth(buckets: Sequence[Bucket], train_length: int | None, control: str) -> Verdict:
+    """Does what the memory gains over a control keep growing past the training length?
+
+    The rule: yes if the 95% interval of the last bucket's gain, less that of the bucket that ends at the training
+    length, lies above 0; else no.
+    """
+    last = [bucket for bucket in buckets if bucket.memory == control][-1]
+    head = f"memory on: its gain over {control} keeps growing past the training length"
+    return _decide(head, last, last.growth, last.growth.low > 0, train_length)
+
+
+def _decide(head: str, last: Bucket, difference: Mean, holds: bool, train_length: int | None) -> Verdict:
+    if train_length is None:
+        return Verdict(None, None, f"{head}: not known, the checkpoint does not say its training length")
+    if last.end <= train_length:
+        return Verdict(None, None, f"{head}: not measured, no text is longer than {train_length:,} tokens")
+    if difference.n < 2:
+        return Verdict(None, difference, f"{head}: not shown, one text leaves no interval")
+    about = f"{difference.value:+.3f} nats [{difference.low:+.3f}, {difference.high:+.3f}]"
+    where = f"from the bucket up to {train_length:,} to {last.start + 1:,}-{last.end:,}, n={difference.n}"
+    return Verdict(holds, difference, f"{head}: {'yes' if holds else 'no'}, {about} {where}")

@@ -1,0 +1,234 @@
+"""Measures over streams: scripts in groups of equal settings, asked under every control, one row of results each.
+
+Special: a row is known by the hash of its script, so rows of other settings stand beside it in the same file and what
+was asked is not asked again.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, Protocol
+
+from neuralmem.evaluation.curves import Curve, Curves, share_curve
+from neuralmem.evaluation.facts import Facts
+from neuralmem.evaluation.journal import Journal
+from neuralmem.evaluation.lines import Line
+from neuralmem.evaluation.listener import Listener, Reply
+from neuralmem.evaluation.rows import Subject
+from neuralmem.evaluation.script import Script
+from neuralmem.evaluation.stats import Share, wilson
+
+Row = dict[str, Any]
+"""Results of one script under one control; its `answers` are as `describe` makes them."""
+CONTROLS = ("frozen", "off", "reset")
+IDENTITY = ("measure", "script_sha256", "ablation", "ckpt_sha256", "chunk_size_eval", "dtype", "number")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Scripts of the same settings.
+
+    Args:
+        labels: the settings, as rows name them
+        write: makes the script of a number
+    """
+
+    labels: dict[str, Any]
+    write: Callable[[int, Random], Script]
+
+
+class Measure(Protocol):
+    """What is measured: a frozen dataclass of settings."""
+
+    @property
+    def name(self) -> str:
+        """Of the measure, as `eval.py` calls it."""
+        ...
+
+    def cells(self, facts: Facts) -> Sequence[Cell]:
+        """All settings, each with what writes its scripts."""
+        ...
+
+    def lines(self, rows: Sequence[Row]) -> list[Line]:
+        """The table."""
+        ...
+
+    def curves(self, rows: Sequence[Row]) -> Curves:
+        """The figure."""
+        ...
+
+    def notes(self, rows: Sequence[Row]) -> list[str]:
+        """What is to be said below the table."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How much is asked.
+
+    Args:
+        samples: scripts per setting
+        ablations: "none" and the controls wanted
+        seed: same seed, same scripts
+        batch_size: scripts read side by side
+    """
+
+    samples: int = 32
+    ablations: tuple[str, ...] = ("none", *CONTROLS)
+    seed: int = 42
+    batch_size: int = 16
+
+
+def run(
+    measure: Measure,
+    facts: Facts,
+    listener: Listener,
+    subject: Subject,
+    out: Path,
+    sampling: Sampling,
+    plan: Callable[[int], None] = lambda tokens: None,
+) -> list[Row]:
+    """Ask what has not been asked yet, write it down, return all rows of these settings.
+
+    Args:
+        measure: what to ask
+        facts: what scripts are made of
+        listener: holds model and tokenizer
+        subject: how rows name them
+        out: folder, made if needed
+        sampling: how much
+        plan: told how many tokens there are to read in all
+
+    Raises:
+        UserError: settings that cannot be used.
+    """
+    path = out / f"{measure.name.replace('-', '_')}.jsonl"
+    groups = [
+        (cell, [cell.write(i, _random(measure, cell, i, sampling.seed)) for i in range(sampling.samples)])
+        for cell in measure.cells(facts)
+    ]
+    journal = Journal(path, IDENTITY)
+    plan(sum(script.tokens for _, scripts in groups for script in scripts) * len(sampling.ablations))
+    rows: list[Row] = []
+    for cell, scripts in groups:
+        common = {"measure": measure.name, **cell.labels, "seed": sampling.seed, "haystack_id": facts.haystack_id}
+        common["values"] = facts.values
+        for ablation in sampling.ablations:
+            rows += _ask(scripts, ablation, common | asdict(subject), listener, journal, sampling.batch_size)
+    return rows
+
+
+def _random(measure: Measure, cell: Cell, number: int, seed: int) -> Random:
+    return Random(f"{measure.name} {sorted(cell.labels.items())} {number} {seed}")
+
+
+def _ask(
+    scripts: Sequence[Script], ablation: str, common: Row, listener: Listener, journal: Journal, batch_size: int
+) -> Iterator[Row]:
+    """Rows of some scripts under a control; those that are not there yet are made."""
+    todo, keys = [], {}
+    for script in scripts:
+        own = {"script_sha256": script.sha256, "ablation": ablation, "number": script.number}
+        keys[script.number] = {name: (common | own)[name] for name in IDENTITY}
+        if journal.find(**keys[script.number]) is None:
+            todo.append(script)
+        else:
+            listener.progress(script.tokens)
+    for start in range(0, len(todo), batch_size):
+        batch = todo[start : start + batch_size]
+        began = time.perf_counter()
+        replies, size = listener.listen(batch, ablation)
+        seconds = round((time.perf_counter() - began) / len(batch), 6)
+        journal.add(
+            *(
+                common
+                | keys[script.number]
+                | {"prompt_tokens": script.tokens, "state_bytes": size, "wall_s": seconds}
+                | {"answers": [describe(reply) for reply in own]}
+                for script, own in zip(batch, replies, strict=True)
+            )
+        )
+    for key in keys.values():
+        row = journal.find(**key)
+        assert row is not None
+        yield row
+
+
+def describe(reply: Reply) -> Row:
+    """A reply as rows hold it: `nll` in nats, None when it is not finite; `right` of `of` tokens were the likeliest."""
+    return {
+        **reply.question.labels,
+        "exact": int(reply.exact),
+        "right": sum(reply.right),
+        "of": len(reply.right),
+        "nll": reply.nll if math.isfinite(reply.nll) else None,
+        "distance": reply.distance,
+        "seen": reply.seen,
+    }
+
+
+Answers = Mapping[str, Sequence[Row]]
+"""Answers under each control, "none" among them."""
+
+
+def answers(rows: Iterable[Row], **labels: Any) -> dict[str, list[Row]]:
+    """Answers of some rows by control; those with these labels only."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["ablation"], []).extend(
+            answer for answer in row["answers"] if all(answer[name] == value for name, value in labels.items())
+        )
+    return found
+
+
+def share(some: Sequence[Row]) -> Share:
+    """Of exact answers."""
+    return wilson(sum(answer["exact"] for answer in some), len(some))
+
+
+def mean_nll(some: Sequence[Row]) -> float:
+    """Mean answer NLL in nats, of those that are finite; NaN if there is none."""
+    finite = [answer["nll"] for answer in some if answer["nll"] is not None]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def score(found: Answers) -> Line:
+    """Columns that every table has: accuracy, null model, within and beyond reach, controls, NLL.
+
+    The null model is the share of questions whose fact attention and convolutions can still see. Controls are counted
+    on what lies beyond reach, or on everything where nothing does.
+    """
+    own = found["none"]
+    beyond = [answer for answer in own if not answer["seen"]]
+    line: Line = {"accuracy": share(own), "null model": (len(own) - len(beyond)) / max(1, len(own))}
+    line["within reach"] = share([answer for answer in own if answer["seen"]])
+    line["beyond reach"] = share(beyond)
+    for name in CONTROLS:
+        if name in found:
+            line[name] = share([answer for answer in found[name] if not (beyond and answer["seen"])])
+    line["nll"] = mean_nll(own)
+    return line
+
+
+def values(rows: Sequence[Row], name: str) -> list[Any]:
+    """The values of a setting, ascending."""
+    return sorted({row[name] for row in rows})
+
+
+def with_value(rows: Sequence[Row], name: str, value: Any) -> list[Row]:
+    """Rows of one value of a setting."""
+    return [row for row in rows if row[name] == value]
+
+
+def chance(rows: Sequence[Row]) -> str:
+    """What a guess is worth, in words."""
+    return f"a guess is right {100 / rows[0]['values']:.1f}% of the time" if rows else "nothing was asked"
+
+
+def line_curves(lines: Sequence[Line], x: str, columns: Mapping[str, str]) -> list[Curve]:
+    """Curves of columns of shares, by name, and of all controls that there are, over the column `x`."""
+    names = {**columns, **{name: name for name in CONTROLS if any(name in line for line in lines)}}
+    return [share_curve(name, [(line[x], line[column]) for line in lines]) for column, name in names.items()]

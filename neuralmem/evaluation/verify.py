@@ -1,0 +1,125 @@
+"""Whether the results in a folder are what they say: prompts made again, counts and scores computed again.
+
+Special: needs the checkpoint's tokenizer and no model. Prompts come from the folder's settings.json; every row's hash,
+counts, spans and answers must be those of its prompt, every score that of its prediction, and none may be missing.
+What only the model can say is not checked: the prediction, the likelihood and the rank.
+Source: evaluation.md section 9, point 12.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from neuralmem.errors import UserError
+from neuralmem.evaluation import rows as store
+from neuralmem.evaluation.niah import Settings, cells, depth_of
+from neuralmem.evaluation.prompts import TASKS, find_task
+from neuralmem.evaluation.recall import TrainingData
+from neuralmem.evaluation.rows import Row
+from neuralmem.evaluation.sample import Sample
+from neuralmem.evaluation.scoring import official, strict
+from neuralmem.generation.protocol import TokenizerLike
+
+Place = tuple[str, str, str, int, int, int]  # task, protocol, haystack, nominal length, seed, sample
+
+
+def read_settings(folder: Path) -> Settings:
+    """The settings of the last run into a folder.
+
+    Raises:
+        UserError: there are none, or they are not of a needle run.
+    """
+    path = folder / "settings.json"
+    if not path.is_file():
+        raise UserError(f"--out is {str(folder)!r}, which has no settings.json; it must be a folder of eval.py niah")
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+        names = {field.name for field in fields(Settings)} & set(given)
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v := given[name], list) else v for name in names}
+        values["tasks"] = tuple(find_task(task["name"]) for task in given["tasks"])
+        return Settings(**values)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--out has {path}, which is no settings of eval.py niah: {reason}") from None
+
+
+def differences(
+    folder: Path, tokenizer: TokenizerLike, fingerprint: str, weights: str, training: TrainingData
+) -> Iterator[str]:
+    """Every difference between the rows of a folder and what they must be, a line each.
+
+    Args:
+        folder: with settings.json and rows.jsonl
+        tokenizer: of the checkpoint
+        fingerprint: the tokenizer's
+        weights: hash of the checkpoint's weights, as rows name them
+        training: what the checkpoint was trained on
+
+    Raises:
+        UserError: settings or rows that cannot be read, a haystack that is not there any more.
+    """
+    settings = read_settings(folder)
+    rows = list(store.read(folder / "rows.jsonl"))
+    for row in rows:
+        yield from _scores(row)
+    strangers = [row for row in rows if row.tokenizer_sha256 != fingerprint]
+    if strangers:
+        yield (
+            f"tokenizer: {len(strangers)} of {len(rows)} rows have tokenizer_sha256 {strangers[0].tokenizer_sha256}, "
+            f"the checkpoint's is {fingerprint}; their prompts were not made again"
+        )
+    if len(strangers) == len(rows):
+        return
+    for name, count in Counter(row.ckpt_sha256 for row in rows if row.ckpt_sha256 != weights).items():
+        yield f"checkpoint: {count} of {len(rows)} rows have ckpt_sha256 {name}, the checkpoint's is {weights}"
+    found: dict[tuple[Place, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((_place(row), row.ablation), []).append(row)
+    for cell, build in cells(settings, tokenizer, training):
+        for number in range(settings.count(cell.length)):
+            sample = build(number, depth_of(settings, number), cell.random(number))
+            place = (cell.task.name, cell.protocol, sample.haystack, cell.length, settings.seed, number)
+            prompt_sha256 = sample.rope.sha256()
+            for ablation in settings.ablations:
+                there = found.pop((place, ablation), [])
+                if not there:
+                    yield f"{_name(place, ablation)}: missing"
+                for row in there:
+                    if row.tokenizer_sha256 == fingerprint:
+                        yield from _prompt(row, sample, prompt_sha256)
+    if found:
+        (place, ablation), count = next(iter(found)), sum(map(len, found.values()))
+        yield (
+            f"{_name(place, ablation)}: not of settings.json, as {count} rows in all; their prompts were not made again"
+        )
+
+
+def _scores(row: Row) -> Iterator[str]:
+    """Scores are those of the prediction."""
+    kind = TASKS[row.task].kind
+    yield from _compare(
+        row, {"official": official(row.pred, row.answers), "strict": strict(row.pred, row.answers, kind)}
+    )
+
+
+def _prompt(row: Row, sample: Sample, prompt_sha256: str) -> Iterator[str]:
+    """Hash, counts and answers are those of the prompt."""
+    yield from _compare(row, {"prompt_sha256": prompt_sha256, **store.facts(sample, row.reach)})
+
+
+def _place(row: Row) -> Place:
+    return row.task, row.protocol, row.haystack_id, row.nominal_len, row.seed, row.sample_id
+
+
+def _compare(row: Row, again: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in again.items():
+        if (now := getattr(row, name)) != value:
+            yield f"{_name(_place(row), row.ablation)}: {name} is {now!r}, computed again it is {value!r}"
+
+
+def _name(place: Place, ablation: str) -> str:
+    task, protocol, haystack, length, seed, number = place
+    return f"{task} {protocol} {haystack} length {length} seed {seed} sample {number} {ablation}"

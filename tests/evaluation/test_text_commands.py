@@ -1,0 +1,122 @@
+"""The commands that measure on text, as a user calls them: files, a second call, one line per error."""
+
+import csv
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
+from neuralmem.evaluation.cli import main
+from neuralmem.models.causal_lm import CausalLM
+from neuralmem.models.checkpoint import save
+from neuralmem.tokenizer import ByteTokenizer
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
+    """Two checkpoints, "memory" and "plain", a Transformer with full attention."""
+    folder = tmp_path_factory.mktemp("runs")
+    memory = MemoryConfig(heads=1, chunk_size=16)
+    data = {"sequence_length": 64, "source": str(text_file)}
+    for name, pattern, window in (("memory", ["titans_mag"], 16), ("plain", ["transformer"], None)):
+        torch.manual_seed(0)
+        attention = AttentionConfig(heads=1, window=window)
+        save(
+            folder / name,
+            CausalLM(ModelConfig(257, 16, 1, pattern, attention=attention, memory=memory)),
+            ByteTokenizer(),
+        )
+        (folder / name / "data.json").write_text(json.dumps({"class_path": "TextData", "init_args": data}))
+    return folder
+
+
+CALLS = [  # command, its options, rows of the journal, lines of the CSV, pictures
+    ("perplexity", ["--tokens", "600"], 4, 4, ["perplexity.png"]),
+    ("positions", ["--lengths", "2x", "--samples", "3"], 12, 12, ["positions_128.png", "positions_gain_128.png"]),
+    ("repeated-words", ["--words", "3,5", "--samples", "2"], 8, 4, ["repeated-words.png"]),
+    (
+        "babi",
+        ["--tasks", "qa1,qa4", "--lengths", "0,1k", "--samples", "2", "--haystack", "grammar", "--ablate", "off"],
+        16,
+        8,
+        ["babi_qa1.png", "babi_qa4.png"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("command", "options", "rows", "lines", "pictures"), CALLS, ids=[call[0] for call in CALLS])
+def test_files_are_written_and_a_second_call_adds_nothing(
+    command: str,
+    options: Sequence[str],
+    rows: int,
+    lines: int,
+    pictures: list[str],
+    runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = [command, "--checkpoint", str(runs / "memory"), "--out", str(tmp_path), *options]
+    assert main(given) == 0
+    shown = capsys.readouterr()
+    assert "reach" in shown.out.lower()
+    assert "null" in shown.out.lower() or command == "positions"
+    journal = (tmp_path / f"{command}.jsonl").read_text()
+    found = [json.loads(line) for line in journal.splitlines()]
+    assert len(found) == rows
+    manifest = json.loads((runs / "memory" / "manifest.json").read_text())
+    assert {row["ckpt_sha256"] for row in found} == {manifest["files"]["model.safetensors"]["sha256"]}
+    for name in ("dtype", "state_bytes", "wall_s", "reach", "chunk_size_eval", "tokenizer_sha256"):
+        assert all(row[name] is not None for row in found), name
+    table = (tmp_path / f"{command}.csv").read_text()
+    assert len(list(csv.DictReader(table.splitlines()))) == lines
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == pictures
+    assert not list(tmp_path.glob("*.partial"))
+    assert main(given) == 0
+    assert capsys.readouterr().out == shown.out
+    assert (tmp_path / f"{command}.jsonl").read_text() == journal
+    assert (tmp_path / f"{command}.csv").read_text() == table
+
+
+def test_a_model_without_memory_has_no_controls(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["perplexity", "--checkpoint", str(runs / "plain"), "--tokens", "300", "--out", str(tmp_path)]
+    assert main(given) == 0
+    assert "everything (full attention)" in " ".join(capsys.readouterr().out.split())
+    assert {json.loads(line)["memory"] for line in (tmp_path / "perplexity.jsonl").read_text().splitlines()} == {"on"}
+    assert main([*given, "--ablate", "frozen"]) == 2
+    assert "--ablate holds 'frozen'; this model has no memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("perplexity", ["--tokens", "many"], r"--tokens is 'many'; it must be a number of tokens: 4096, 4k or 1m"),
+        ("perplexity", ["--ablate", "windw"], r"--ablate is 'windw'; .*; did you mean 'window'"),
+        ("perplexity", ["--haystack", "bultin"], r"--haystack is 'bultin'; .*; did you mean 'builtin'"),
+        ("perplexity", ["--haystack", "file:no.txt"], r"no\.txt"),
+        ("positions", ["--samples", "0"], r"--samples is 0; it must be at least 1"),
+        ("positions", ["--lengths", "1m"], r"--lengths holds 1048576; text.txt validation holds less text"),
+        ("repeated-words", ["--words", "25,x"], r"--words holds 'x'; it must be a number of at least 2"),
+        ("repeated-words", ["--pairs", "apple"], r"--pairs holds 'apple'; it must be two different words"),
+        ("babi", ["--tasks", "qa1,q2"], r"--tasks is 'q2'; it must be one of qa1, .*; did you mean 'qa2'"),
+        ("babi", ["--lengths", "10", "--haystack", "grammar"], r"--lengths holds 10, too short for the facts"),
+    ],
+)
+def test_errors_are_one_line(
+    command: str,
+    options: list[str],
+    message: str,
+    runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = [command, "--checkpoint", str(runs / "memory"), "--out", str(tmp_path / "out"), *options]
+    assert main(given) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ")
+    assert text.count("\n") == 1
+    assert re.search(message, text), text
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,120 @@
+"""eval.py verify: a folder that is as it was written passes; every way of spoiling it is found, with exit code 1."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
+from neuralmem.durable import manifest
+from neuralmem.evaluation.cli import main
+from neuralmem.evaluation.niah import Settings, run
+from neuralmem.evaluation.prompts import find_task
+from neuralmem.evaluation.reader import Reader
+from neuralmem.evaluation.recall import read_training_data
+from neuralmem.evaluation.rows import Subject
+from neuralmem.models.causal_lm import CausalLM
+from neuralmem.models.checkpoint import save
+from neuralmem.models.weights import fingerprint
+from neuralmem.tokenizer import ByteTokenizer, train_bpe
+from tests.evaluation.fake import Oracle
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with results of an oracle in its folder niah."""
+    torch.manual_seed(0)
+    config = ModelConfig(257, 16, 1, attention=AttentionConfig(heads=1, window=16), memory=MemoryConfig(heads=1))
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    save(folder, CausalLM(config), ByteTokenizer())
+    weights = fingerprint(json.loads(manifest(folder) or b"{}")["files"])
+    oracle, tasks = Oracle(300), tuple(map(find_task, ("s-niah-n", "mq-niah", "fwe")))
+    subject = Subject(300, oracle.tokenizer.fingerprint, weights, 64, 64, "float32", "cpu")
+    settings = Settings(tasks, (1500,), samples=(3,), haystacks=("grammar",), ablations=("none", "off", "shuffled"))
+    run(settings, Reader(oracle, oracle.tokenizer), subject, folder / "niah", read_training_data(folder))
+    (folder / "niah" / "settings.json").write_text(json.dumps(asdict(settings)))
+    return folder
+
+
+def spoilt(written: Path, tmp_path: Path, spoil: Callable[[Rows], object]) -> list[str]:
+    """Arguments of eval.py verify for a copy of the results after something was done to them."""
+    rows = [json.loads(line) for line in (written / "niah" / "rows.jsonl").read_text().splitlines()]
+    spoil(rows)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "settings.json").write_bytes((written / "niah" / "settings.json").read_bytes())
+    return ["verify", "--out", str(tmp_path), "--checkpoint", str(written)]
+
+
+def test_results_as_they_were_written_pass(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "--out", str(written / "niah")]) == 0
+    assert capsys.readouterr().out == "27 rows: prompts, counts and scores are what they must be\n"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda rows: rows[4].update(prompt_sha256="0" * 64), "prompt_sha256 is '000"),
+        (lambda rows: rows[0].update(official=0.0), "official is 0.0, computed again it is 1.0"),
+        (lambda rows: rows[0].update(strict=0), "strict is 0, computed again it is 1"),
+        (lambda rows: rows[0].update(pred="no"), "official is 1.0, computed again it is 0.0"),
+        (lambda rows: rows[9].update(prompt_tokens=1499), "prompt_tokens is 1499, computed again it is 1500"),
+        (lambda rows: rows[9].update(needle_spans=[[1, 2]]), "needle_spans is ((1, 2),), computed again"),
+        (lambda rows: rows[0].update(beyond_window=not rows[0]["beyond_window"]), "beyond_window is"),
+        (lambda rows: rows[26].update(null=0.99), "null is 0.99"),
+        (lambda rows: rows.pop(13), ": missing"),
+        (lambda rows: rows[5].update(ckpt_sha256="f" * 64), "checkpoint: 1 of 27 rows have ckpt_sha256 ffff"),
+        (lambda rows: rows[5].update(nominal_len=1024), "not of settings.json, as 1 rows in all"),
+    ],
+)
+def test_what_was_changed_is_named(
+    spoil: Callable[[Rows], object],
+    expected: str,
+    written: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(spoilt(written, tmp_path, spoil)) == 1
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert any(expected in line for line in lines), lines
+    assert len(lines) <= 2, "a changed prediction changes two scores, a row that is elsewhere is missing as well"
+    assert last.endswith(f"{len(lines)} differences")
+
+
+def test_another_tokenizer_is_found(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "run"
+    config = ModelConfig(300, 16, 1, pattern=["titans_lmm"])
+    save(other, CausalLM(config), train_bpe(["the cat sat on the mat " * 50], 300))
+    assert main(["verify", "--out", str(written / "niah"), "--checkpoint", str(other)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("tokenizer: 27 of 27 rows have tokenizer_sha256 ") for line in lines) == 1
+    assert not [line for line in lines if "prompt_sha256" in line], "said once, not for every row"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "settings.json").unlink(), "which has no settings.json"),
+        (lambda folder: (folder / "settings.json").write_text('{"tasks": 3}'), "which is no settings of eval.py niah"),
+        (lambda folder: (folder / "rows.jsonl").write_text('{"a": 1}\n'), "whose line 1 is not a result row"),
+        (lambda folder: (folder / "rows.jsonl").unlink(), "which has no rows.jsonl"),
+    ],
+)
+def test_folders_of_something_else_are_refused(
+    spoil: Callable[[Path], object],
+    message: str,
+    written: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = spoilt(written, tmp_path, lambda rows: None)
+    spoil(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
