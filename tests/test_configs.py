@@ -103,22 +103,25 @@ def test_the_family_is_complete() -> None:
     short = {name.removeprefix("titans_") for name in registry.names("layer")}
     rules = {"lmm_delta" if rule == "delta" else rule for rule in registry.names("rule") if rule != "titans"}
     assert short | rules | {"ttt_e2e"} <= tiny
-    assert {"quickstart", "quickstart_baseline"} <= {path.stem for path in CONFIGS}
+    assert {"quickstart", "quickstart_baseline", "quickstart_linear"} <= {path.stem for path in CONFIGS}
 
 
-def test_the_quickstart_and_its_baseline_differ_in_nothing_but_the_memory() -> None:
-    ours, theirs = (parse(ROOT / "configs" / name).config for name in ("quickstart.yaml", "quickstart_baseline.yaml"))
+@pytest.mark.parametrize("baseline", ["quickstart_baseline.yaml", "quickstart_linear.yaml"])
+def test_the_quickstart_and_its_baselines_differ_in_nothing_but_the_memory(baseline: str) -> None:
+    ours, theirs = (parse(ROOT / "configs" / name).config for name in ("quickstart.yaml", baseline))
     ours_by_part, theirs_by_part = (config.as_dict() for config in (ours, theirs))
     assert ours_by_part.keys() == theirs_by_part.keys()
     for part in ours_by_part.keys() - {"model", "config", "run"}:
         assert ours_by_part[part] == theirs_by_part[part], part
     sizes = [
         sum(p.numel() for p in build(ROOT / "configs" / name, vocab_size=1024).parameters())
-        for name in ("quickstart.yaml", "quickstart_baseline.yaml")
+        for name in ("quickstart.yaml", baseline)
     ]
     assert sizes[1] == pytest.approx(sizes[0], rel=0.05)
-    assert theirs.model.pattern == ["transformer"]
-    assert theirs.model.attention.window is not None
+    if theirs.model.pattern != ["transformer"]:
+        assert theirs.model.pattern == ours.model.pattern
+        assert theirs.model.memory.rule == "delta"
+    assert theirs.model.attention == ours.model.attention
 
 
 def test_lightning_is_imported_under_one_name() -> None:

@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from neuralmem import page, provenance
+from neuralmem import durable, page, provenance
 from neuralmem.errors import UserError
 from neuralmem.evaluation.journal import read_lines
-from neuralmem.evaluation.screen import write_whole
 
 FILE, MACHINE = "report.html", "machine.json"
 MOST_ROWS, MOST_VALUES, LONGEST = 200, 8, 80  # rows of a table; values of a setting, and characters of one
@@ -100,7 +99,7 @@ def write_machine(folder: Path, command: Sequence[str]) -> None:
     """Write down with what and where an evaluation was made: machine.json, of its last call."""
     ended = time.strftime("%Y-%m-%d %H:%M:%S")
     described = {"command": " ".join(["eval.py", *command]), **provenance.describe(), "ended": ended}
-    write_whole(folder / MACHINE, json.dumps(described, indent=1) + "\n")
+    durable.write_file(folder / MACHINE, json.dumps(described, indent=1) + "\n")
 
 
 def write_report(folder: Path, docstrings: Mapping[str, str]) -> Path:
@@ -118,7 +117,7 @@ def write_report(folder: Path, docstrings: Mapping[str, str]) -> Path:
     """
     results = read_results(folder)
     path = folder / FILE
-    write_whole(path, page.page(f"{results.name}: {_subject(folder)}", _body(folder, results, docstrings)))
+    durable.write_file(path, page.page(f"{results.name}: {_subject(folder)}", _body(folder, results, docstrings)))
     return path
 
 

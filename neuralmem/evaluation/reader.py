@@ -36,6 +36,9 @@ class Answer:
         state_bytes: size of the state after the prompt, for this sample
         seconds: its share of the time that its batch took, reading included
         partner: number of the sample whose haystack was read instead, None: its own was
+        reading: the part of `seconds` that went by before the question
+        text_bytes: what a baseline keeps of the text, in tokens
+        index_bytes: and in what it searches them with
     """
 
     ablation: str
@@ -44,6 +47,9 @@ class Answer:
     state_bytes: int
     seconds: float
     partner: int | None = None
+    reading: float = 0.0
+    text_bytes: int = 0
+    index_bytes: int = 0
 
 
 class Reader:
@@ -109,7 +115,7 @@ class Reader:
                 answers = self._answer(samples, state, mode, max_new_tokens)
                 seconds = (reading + time.perf_counter() - start) / len(samples)
                 both = zip(answers, partners, strict=True)
-                yield name, [Answer(name, *answer, seconds, other) for answer, other in both]
+                yield name, [Answer(name, *answer, seconds, other, reading / len(samples)) for answer, other in both]
 
     def _shuffle(
         self, samples: Sequence[Sample], read: Any, partner: Callable[[], Sample] | None

@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from neuralmem import durable
 from neuralmem.evaluation.bootstrap import Mean
 from neuralmem.evaluation.heatmap import INK, PAPER, REACH, short
-from neuralmem.evaluation.screen import write_whole
 from neuralmem.evaluation.table import NARROW
 
 COLOURS = ("#0f4c66", "#e08a1e", "#8a5fa8", "#56a8a3", "#7a8790", "#b3446c")
@@ -52,7 +52,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     table.writeheader()
     for row in rows:
         table.writerow({k: float(f"{v:.7g}") if isinstance(v, float) else v for k, v in row.items()})
-    write_whole(path, text.getvalue())
+    durable.write_file(path, text.getvalue())
     return path
 
 

@@ -4,12 +4,12 @@ Special: a row says everything about itself (hash of the prompt's tokens, of the
 length, span and distance of the needle), so rows of many runs can be put together and every prompt can be made again
 and compared.
 Rows of version 0.1, with one needle and one answer, are read as rows of today.
-Source: evaluation.md section 10, with lists of needles and answers.
+Source: evaluation.md section 10, with lists of needles and answers, and what belongs to baselines.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from neuralmem.evaluation.stats import null_model
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated, as far as rows name it."""
+    """What is evaluated, as far as rows name it; `baseline` is its label, empty for the model by itself."""
 
     reach: int
     tokenizer_sha256: str
@@ -32,6 +32,7 @@ class Subject:
     chunk_size_eval: int | None
     dtype: str
     device: str
+    baseline: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Row:
     `farthest_distance` and depth those of the one farthest back; `null` is the expected official score of a model that
     sees `reach` tokens. `official` is a share of the answers, `strict` 0 or 1. `answer_nll` (nats) and `rank_of_10` are
     None where there are several answers, and the former when it is not finite. `partner` is the number of the sample
-    whose haystack was read instead (ablation "shuffled"), else None.
+    whose haystack was read instead (ablation "shuffled"), else None. `read_s` is the part of `wall_s` before the
+    question; what a baseline keeps of the text stands beside the state of the model.
     """
 
     task: str
@@ -78,16 +80,22 @@ class Row:
     wall_s: float
     ablation: str
     partner: int | None
+    baseline: str = ""
+    text_bytes: int = 0
+    index_bytes: int = 0
+    read_s: float = 0.0
 
     @property
     def identity(self) -> tuple[Any, ...]:
         """What makes a row the same measurement: same prompt, same checkpoint, same ablation, same arithmetic."""
-        return (self.prompt_sha256, self.ablation, self.ckpt_sha256, self.chunk_size_eval, self.dtype, self.sample_id)
+        about = (self.ckpt_sha256, self.chunk_size_eval, self.dtype, self.baseline)
+        return (self.prompt_sha256, self.ablation, *about, self.sample_id)
 
 
 def identity(sample: Sample, prompt_sha256: str, ablation: str, subject: Subject) -> tuple[Any, ...]:
     """The identity that the row of a sample will have."""
-    return (prompt_sha256, ablation, subject.ckpt_sha256, subject.chunk_size_eval, subject.dtype, sample.number)
+    about = (subject.ckpt_sha256, subject.chunk_size_eval, subject.dtype, subject.baseline)
+    return (prompt_sha256, ablation, *about, sample.number)
 
 
 def facts(sample: Sample, reach: int) -> dict[str, Any]:
@@ -134,6 +142,10 @@ def make_row(sample: Sample, prompt_sha256: str, answer: Answer, subject: Subjec
         wall_s=round(answer.seconds, 6),
         ablation=answer.ablation,
         partner=answer.partner,
+        baseline=subject.baseline,
+        text_bytes=answer.text_bytes,
+        index_bytes=answer.index_bytes,
+        read_s=round(answer.reading, 6),
     )
 
 
@@ -149,9 +161,10 @@ def read(path: Path) -> Iterator[Row]:
         UserError: a line that is not a row.
     """
     names = {field.name for field in fields(Row)}
+    needed = {field.name for field in fields(Row) if field.default is MISSING}
     for number, values in enumerate(read_lines(path), 1):
-        row = _of_today(values) if set(values) == names - _NEW | _OLD else values
-        if set(row) != names:
+        row = _of_today(values) if set(values) == needed - _NEW | _OLD else values
+        if not needed <= set(row) <= names:
             raise UserError(f"--out has {path}, whose line {number} is not a result row; give another folder")
         spans = tuple((start, stop) for start, stop in row["needle_spans"])
         yield Row(**row | {"needle_spans": spans, "answers": tuple(row["answers"])})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 
-from neuralmem.durable import whole_folder, write_text
+from neuralmem.durable import whole_folder, write_file
 from neuralmem.errors import UserError
 from neuralmem.hf.tokenizer import hf_tokenizer
 from neuralmem.models.causal_lm import CausalLM
@@ -62,12 +62,12 @@ def _without_post_processor(tokenizer: Tokenizer) -> Tokenizer:
 def _write_beside(folder: Path, model: CausalLM, tokenizer: Tokenizer) -> None:
     """What transformers reads beside a checkpoint's own files."""
     generation = GenerationConfig(eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.eos_id)
-    write_text(folder / "generation_config.json", generation.to_json_string())
-    write_text(folder / f"{CODE}.py", PYTHON)
+    write_file(folder / "generation_config.json", generation.to_json_string())
+    write_file(folder / f"{CODE}.py", PYTHON)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", **hf_tokenizer(tokenizer).init_kwargs}
-    write_text(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
+    write_file(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
     if not (folder / "README.md").exists():
-        write_text(folder / "README.md", card(model, tokenizer))
+        write_file(folder / "README.md", card(model, tokenizer))
 
 
 def card(model: CausalLM, tokenizer: Tokenizer) -> str:

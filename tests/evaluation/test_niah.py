@@ -37,7 +37,7 @@ FIELDS = (
     "task protocol nominal_len prompt_tokens context_tokens needle_spans distance_to_query farthest_distance reach "
     "null beyond_window depth_pct key answers pred official strict answer_nll rank_of_10 seed sample_id prompt_sha256 "
     "tokenizer_sha256 haystack_id ckpt_sha256 state_bytes chunk_size_train chunk_size_eval dtype device wall_s "
-    "ablation partner"
+    "ablation partner baseline text_bytes index_bytes read_s"
 )
 ONE_ANSWER = [name for name, task in TASKS.items() if task.kind in ("numbers", "words", "uuids") and not task.many]
 

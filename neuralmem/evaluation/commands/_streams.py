@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from neuralmem import durable
 from neuralmem.errors import UserError
 from neuralmem.evaluation.curves import write_curves
 from neuralmem.evaluation.facts import Facts
@@ -12,7 +13,7 @@ from neuralmem.evaluation.lengths import split_list
 from neuralmem.evaluation.lines import print_lines, to_csv
 from neuralmem.evaluation.listener import Listener
 from neuralmem.evaluation.opened import Opened, add_common_options, check_positive, one_of, open_checkpoint
-from neuralmem.evaluation.screen import progress_bar, write_whole
+from neuralmem.evaluation.screen import progress_bar
 from neuralmem.evaluation.streams import CONTROLS, Measure, Sampling
 from neuralmem.evaluation.streams import run as run_measure
 
@@ -98,7 +99,7 @@ def carry_out(options: argparse.Namespace, command: str, choose: Callable[[Opene
     ]
     print_lines(f"{command}: {opened.folder}", lines, notes)
     name = command.replace("-", "_")
-    write_whole(opened.out / f"{name}.csv", to_csv(lines))
+    durable.write_file(opened.out / f"{name}.csv", to_csv(lines))
     picture = write_curves(measure.curves(rows), opened.out / f"{name}.png", opened.folder.name)
     for path in (opened.out / f"{name}.jsonl", opened.out / f"{name}.csv", picture):
         print(path)

@@ -10,6 +10,7 @@ Prints a table; writes attribution.jsonl, attribution.csv and a picture per task
 import argparse
 from pathlib import Path
 
+from neuralmem import durable
 from neuralmem.errors import UserError
 from neuralmem.evaluation.attribution import ABLATIONS, IDENTITY, Replay, grid_unit
 from neuralmem.evaluation.attribution import run as run_attribution
@@ -24,7 +25,7 @@ from neuralmem.evaluation.opened import add_common_options, check_positive, one_
 from neuralmem.evaluation.prompts import find_task
 from neuralmem.evaluation.reader import MODES
 from neuralmem.evaluation.recall import FACTS, read_training_data
-from neuralmem.evaluation.screen import progress_bar, write_whole
+from neuralmem.evaluation.screen import progress_bar
 
 EXAMPLES = """examples
   python eval.py attribution --checkpoint runs/quickstart
@@ -91,7 +92,7 @@ def run(options: argparse.Namespace) -> None:
         rows = run_attribution(settings, model, opened.tokenizer, opened.subject, journal, training, replay, plan)
     lines = summarise(rows)
     print_lines(f"where answers come from: {opened.folder}", columns(lines), [NOTES])
-    write_whole(out / "attribution.csv", to_csv(lines))
+    durable.write_file(out / "attribution.csv", to_csv(lines))
     for path in [journal.path, out / "attribution.csv", *draw(rows, out, opened.folder.name)]:
         print(path)
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from neuralmem import durable
 from neuralmem.errors import UserError
 from neuralmem.evaluation.compare_paper import compare, draw, print_comparisons, table_rows, to_csv
 from neuralmem.evaluation.rows import read
-from neuralmem.evaluation.screen import write_whole
 from neuralmem.evaluation.table import NARROW
 
 EXAMPLES = """example
@@ -50,8 +50,8 @@ def run(options: argparse.Namespace) -> None:
     comparisons = compare(list(read(out / "rows.jsonl")))
     print_comparisons(comparisons, Console(width=None if sys.stdout.isatty() else NARROW))
     rows = [row for comparison in comparisons for row in table_rows(comparison)]
-    write_whole(out / "compare_paper.csv", to_csv(comparisons))
-    write_whole(out / "compare_paper.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    durable.write_file(out / "compare_paper.csv", to_csv(comparisons))
+    durable.write_file(out / "compare_paper.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     partial = out / "compare_paper.png.partial"
     draw(comparisons, out.resolve().parent.name).savefig(partial, dpi=160, format="png")
     os.replace(partial, out / "compare_paper.png")

@@ -25,7 +25,9 @@ from pathlib import Path
 
 from neuralmem import durable
 from neuralmem.errors import UserError
+from neuralmem.evaluation.baseline import add_baseline_options, choose, names, open_baseline
 from neuralmem.evaluation.cell import PROTOCOLS
+from neuralmem.evaluation.comparison import Contender, compare, print_comparison
 from neuralmem.evaluation.haystack import NAMES
 from neuralmem.evaluation.heatmap import write_heatmaps
 from neuralmem.evaluation.lengths import parse_depths, parse_lengths, parse_samples, split_list
@@ -54,6 +56,13 @@ LENGTHS_UNKNOWN, SAMPLES_UNKNOWN = "1k,4k,16k", "50"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options beside those of every command, with their defaults and meanings."""
     add_common_options(parser, "niah")
+    add_question_options(parser)
+    parser.add_argument("--baseline", metavar="NAME", help=f"ask with {', '.join(names())} in the place of the memory")
+    add_baseline_options(parser)
+
+
+def add_question_options(parser: argparse.ArgumentParser) -> None:
+    """What is asked."""
     add = parser.add_argument
     add("--tasks", default="recall", metavar="LIST", help="separated by commas (recall)")
     add("--lengths", metavar="LIST", help="tokens: 4096, 4k, 1m, or 16x the training length (1x,16x,64x)")
@@ -90,11 +99,12 @@ def run(options: argparse.Namespace) -> None:
     """
     training = read_training_data(Path(options.checkpoint))
     settings = make_settings(options, training)
-    opened = open_checkpoint(options, "niah", training)
+    opened = open_checkpoint(options, f"niah_{options.baseline}" if options.baseline else "niah", training)
     model, out = opened.model, opened.out
     if options.ablate is None and model.has_memory:
         settings = replace(settings, ablations=ABLATIONS)
     refuse_other_answers(out, settings)
+    subject, title = opened.subject, str(opened.folder)
     with progress_bar() as (plan, advance):
 
         def begin(tokens: int) -> None:
@@ -102,8 +112,14 @@ def run(options: argparse.Namespace) -> None:
             plan(tokens)
 
         reader = Reader(model, opened.tokenizer, opened.stream_chunk, advance, model.config.attention.segment)
-        rows = run_needles(settings, reader, opened.subject, out, training, begin)
-    print_table(summarise(rows), str(opened.folder))
+        if options.baseline:
+            reader, label = open_baseline(options.baseline, reader, choose(options, model.reach))
+            subject, title = replace(subject, baseline=label), f"{title} with {label}"
+        rows = run_needles(settings, reader, subject, out, training, begin)
+    print_table(summarise(rows), title)
+    if options.baseline:
+        plain = [row for row in rows if row.ablation == "none"]
+        print_comparison(compare([Contender(subject.baseline, plain)]), str(opened.folder), model.reach)
     durable.write_file(out / "table.csv", to_csv(rows, settings.grid))
     for path in [out / "rows.jsonl", out / "table.csv", *write_heatmaps(rows, settings.grid, out, opened.folder.name)]:
         print(path)

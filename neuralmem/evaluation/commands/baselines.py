@@ -1,0 +1,153 @@
+"""Memories side by side: what is in the weights, in windows and in kept text, on the same questions.
+
+Asks RUN by itself, then through baselines that keep text, then other checkpoints; prints a table with bytes and
+milliseconds; writes rows.jsonl, baselines.csv and baselines.png (accuracy against bytes) to --out.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from neuralmem import durable
+from neuralmem.errors import UserError
+from neuralmem.evaluation.baseline import add_baseline_options, choose, names, open_baseline
+from neuralmem.evaluation.commands import niah
+from neuralmem.evaluation.comparison import Contender, compare, print_comparison, to_csv
+from neuralmem.evaluation.comparison_figure import write_figure
+from neuralmem.evaluation.lengths import parse_lengths, split_list
+from neuralmem.evaluation.niah import Settings
+from neuralmem.evaluation.niah import run as run_needles
+from neuralmem.evaluation.opened import Opened, add_common_options, open_checkpoint
+from neuralmem.evaluation.reader import Reader
+from neuralmem.evaluation.recall import read_training_data
+from neuralmem.evaluation.rows import Subject
+from neuralmem.evaluation.screen import progress_bar
+
+LISTED = "\n".join(f"  {name:11}{text}" for name, text in names().items())
+EXAMPLES = f"""baselines
+{LISTED}
+
+examples
+  python eval.py baselines --checkpoint runs/quickstart --against runs/quickstart_baseline,runs/quickstart_linear
+  python eval.py baselines --checkpoint runs/quickstart --baselines bm25,key-value --capacities 256,1k,4k --budget 128
+"""
+TEXT = "window,recency,bm25,key-value"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options beside those of every command, with their defaults and meanings."""
+    add_common_options(parser, "baselines")
+    niah.add_question_options(parser)
+    add = parser.add_argument
+    add("--baselines", default=TEXT, metavar="LIST", help=f"of {', '.join(names())} ({TEXT})")
+    add("--against", metavar="LIST", help="folders of other checkpoints with the same tokenizer")
+    add("--capacities", metavar="LIST", help="ask key-value once for each of these capacities, in place of --capacity")
+    add_baseline_options(parser)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse values that no checkpoint could make right.
+
+    Raises:
+        UserError: naming the option and what it must be.
+    """
+    niah.check(options)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Ask all of them, print the table, write the files.
+
+    Raises:
+        UserError: an option that cannot be used, a checkpoint that cannot be loaded.
+    """
+    training = read_training_data(Path(options.checkpoint))
+    settings = niah.make_settings(options, training)
+    opened = open_checkpoint(options, "baselines", training)
+    if options.ablate is None and opened.model.has_memory:
+        settings = replace(settings, ablations=("none", "off"))
+    others = open_others(options, opened)
+    out, contenders = opened.out, list[Contender]()
+    niah.refuse_other_answers(out, settings)
+    with progress_bar() as (plan, advance):
+        planned = 0
+
+        def begin(tokens: int) -> None:
+            nonlocal planned
+            planned += tokens
+            niah.write_settings(out, settings)
+            plan(planned)
+
+        # All are made before the first is asked, so that a choice that cannot be used costs no time.
+        for entrant in list(entrants(options, settings, opened, others, advance)):
+            rows = run_needles(entrant.settings, entrant.reader, entrant.subject, out, training, begin)
+            for ablation in entrant.settings.ablations:
+                name = entrant.name if ablation == "none" else f"{entrant.name}, memory {ablation}"
+                own = [row for row in rows if row.ablation == ablation]
+                contenders.append(Contender(name, own, entrant.series if ablation == "none" else name))
+    outcomes = compare(contenders)
+    chosen = choose(options, opened.subject.reach)
+    about = f"budget {chosen.budget:,} tokens, passages of {chosen.passage}"
+    print_comparison(outcomes, f"{opened.folder}, {about}", opened.subject.reach)
+    durable.write_file(out / "baselines.csv", to_csv(outcomes))
+    figure = write_figure(outcomes, out / "baselines.png", f"{opened.folder.name}: {about}")
+    for path in [out / "rows.jsonl", out / "baselines.csv", figure]:
+        print(path)
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """Who is asked, and what; see `Contender` for `series`."""
+
+    name: str
+    series: str
+    reader: Reader
+    subject: Subject
+    settings: Settings
+
+
+def entrants(
+    options: argparse.Namespace,
+    settings: Settings,
+    opened: Opened,
+    others: Sequence[Opened],
+    advance: Callable[[int], None],
+) -> Iterator[Entrant]:
+    """The checkpoint under all its ablations, then with every baseline, then the others as they are.
+
+    Raises:
+        UserError: a baseline that does not exist or cannot be asked with the checkpoint.
+    """
+    plain = replace(settings, ablations=("none",))
+    own = make_reader(opened, advance)
+    yield Entrant(opened.folder.name, opened.folder.name, own, opened.subject, settings)
+    sizes = parse_lengths(options.capacities, option="--capacities") if options.capacities else [options.capacity]
+    for name in split_list(options.baselines, "--baselines"):
+        for capacity in sizes if name == "key-value" else sizes[:1]:
+            given = argparse.Namespace(**vars(options) | {"capacity": capacity})
+            reader, label = open_baseline(name, own, choose(given, opened.subject.reach))
+            title = f"{name} {capacity}" if name == "key-value" else name
+            yield Entrant(title, name, reader, replace(opened.subject, baseline=label), plain)
+    for other in others:
+        yield Entrant(other.folder.name, other.folder.name, make_reader(other, advance), other.subject, plain)
+
+
+def make_reader(opened: Opened, advance: Callable[[int], None]) -> Reader:
+    """The reader of a checkpoint."""
+    segment = opened.model.config.attention.segment
+    return Reader(opened.model, opened.tokenizer, opened.stream_chunk, advance, segment)
+
+
+def open_others(options: argparse.Namespace, opened: Opened) -> list[Opened]:
+    """The checkpoints of --against.
+
+    Raises:
+        UserError: one that cannot be loaded, or has another tokenizer, with which the questions would be others.
+    """
+    found = []
+    for folder in split_list(options.against, "--against") if options.against else ():
+        other = open_checkpoint(argparse.Namespace(**vars(options) | {"checkpoint": folder}), "baselines")
+        if other.tokenizer != opened.tokenizer:
+            raise UserError(f"--against holds {folder!r}, which has another tokenizer than {str(opened.folder)!r}")
+        found.append(other)
+    return found
