@@ -69,7 +69,8 @@ def picture(rows: Sequence[Row], checkpoint: str) -> Any:
     from matplotlib.figure import Figure
 
     ablations = list(dict.fromkeys(row["ablation"] for row in rows))
-    count = min(SHOWN, sum(row["ablation"] == "none" for row in rows))
+    asked = max(sum(row["ablation"] == name for row in rows) for name in ablations)
+    count = min(SHOWN, asked)
     figure = Figure(figsize=(1.2 + 4.2 * len(ablations), 1.9 + 0.14 * count), facecolor=PAPER, layout="constrained")
     falls = sorted(x for row in rows for x in row["drops"] if x is not None)
     top = max(falls[-1] if falls else 0.0, 1e-6)
@@ -83,7 +84,7 @@ def picture(rows: Sequence[Row], checkpoint: str) -> Any:
         chance = fmean(row["chance"] for row in own)
         title = f"{mode}: first in {100 * share.share:.0f}% of {share.n} (chance {100 * chance:.0f}%)"
         axes.set_title(title, fontsize=9, color=INK, loc="left")
-    panels[0].set_ylabel("prompts, needle early to late", fontsize=8.5, color=INK)
+    panels[0].set_ylabel(f"{count} of {asked} prompts, needle early to late", fontsize=8.5, color=INK)
     bar = figure.colorbar(images[0], ax=list(panels), fraction=0.03, pad=0.01)
     bar.set_label("fall without the part, nats", fontsize=8, color=INK)
     bar.ax.tick_params(labelsize=7.5, length=0, colors=INK)

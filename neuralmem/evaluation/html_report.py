@@ -222,7 +222,7 @@ def _reading(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Itera
     if len(reaches) == 1 and (reach := reaches.pop()) < 1 << 40:
         yield (
             f"The reach is {reach:,} tokens: attention windows and convolutions of all layers together see no farther, "
-            "so what lies beyond came through the memory."
+            "so what is known from beyond has come through the memory."
         )
     elif reaches or any("reach" in row for row in rows):
         yield "Attention sees the whole text, so no score here has to have come through the memory."

@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
         UserError: an option that cannot be used, a checkpoint that cannot be loaded or has nothing beyond its reach.
     """
     training = read_training_data(Path(options.checkpoint))
-    modes = [name for name in MODES if name != "reset"]
+    modes = ["none", *(name for name in MODES if MODES[name] != "on")]  # reset and shuffled forget every part
     settings = Settings(
         tasks=tuple(find_task(name) for name in split_list(options.tasks, "--tasks")),
         lengths=tuple(parse_lengths(options.lengths or ("4x" if training.length else "1k"), training.length)),

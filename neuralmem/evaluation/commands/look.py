@@ -53,8 +53,6 @@ def check(options: argparse.Namespace) -> None:
         UserError: naming the option and what it must be.
     """
     check_positive(options, "facts", "stream_chunk", "batch_size", "threads")
-    if options.text and not Path(options.text).is_file():
-        raise UserError(f"--text is {options.text!r}, which is no file")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -63,6 +61,8 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: an option that cannot be used, a checkpoint that cannot be loaded or has no memory.
     """
+    if options.text and not Path(options.text).is_file():
+        raise UserError(f"--text is {options.text!r}, which is no file")
     training = read_training_data(Path(options.checkpoint))
     length = parse_lengths(options.length or ("4x" if training.length else "1k"), training.length)[0]
     if length > LONGEST:

@@ -21,19 +21,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse what is no folder.
-
-    Raises:
-        UserError: naming it.
-    """
-    if not Path(options.out).is_dir():
-        raise UserError(f"--out is {options.out!r}, which is no folder")
+    """Nothing is wrong before the folder has been looked at."""
 
 
 def run(options: argparse.Namespace) -> None:
     """Write report.html.
 
     Raises:
-        UserError: the folder holds no results.
+        UserError: there is no such folder, or it holds no results.
     """
+    if not Path(options.out).is_dir():
+        raise UserError(f"--out is {options.out!r}, which is no folder")
     print(write_report(Path(options.out), docstrings()))
