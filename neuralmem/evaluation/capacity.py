@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 from neuralmem.errors import UserError
 from neuralmem.evaluation.curves import Curve, Curves
 from neuralmem.evaluation.facts import Facts
-from neuralmem.evaluation.lines import Line
 from neuralmem.evaluation.script import Script, Writer
 from neuralmem.evaluation.streams import CONTROLS, Cell, Row, answers, share, values, with_value
+from neuralmem.evaluation.tables import Line
 
 
 @dataclass(frozen=True)

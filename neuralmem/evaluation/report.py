@@ -4,23 +4,13 @@ Special: lines are drawn with the band of their interval over a logarithmic axis
 attention and the training length lie, in the colours of the heat map.
 """
 
-import csv
-import io
-import math
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from neuralmem import durable
 from neuralmem.evaluation.bootstrap import Mean
 from neuralmem.evaluation.heatmap import INK, PAPER, REACH, short
-from neuralmem.evaluation.table import NARROW
 
 COLOURS = ("#0f4c66", "#e08a1e", "#8a5fa8", "#56a8a3", "#7a8790", "#b3446c")
 _FAR = 1 << 30  # a reach beyond this is none that a picture could show
@@ -31,53 +21,6 @@ class Line(NamedTuple):
 
     points: Sequence[tuple[float, float, float, float]]
     dashed: bool = False
-
-
-def print_report(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> None:
-    """Print a table and the sentences that it needs to be read; the first column is text, the others are numbers."""
-    console = Console(width=None if sys.stdout.isatty() else NARROW)
-    table = Table(title=title, title_style="bold", title_justify="left")
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console.print(table)
-    console.print(Text("\n".join(notes), style="dim"))
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write rows of the same fields, floats to seven digits, whole or not at all; returns the path."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    table.writeheader()
-    for row in rows:
-        table.writerow({k: float(f"{v:.7g}") if isinstance(v, float) else v for k, v in row.items()})
-    durable.write_file(path, text.getvalue())
-    return path
-
-
-def interval(value: float, low: float, high: float, digits: int = 3) -> str:
-    """A number with its interval as one reads it.
-
-    Example:
-        >>> interval(1.5, 1.25, 1.75, 2), interval(1.5, math.nan, math.nan, 1), interval(math.nan, 0, 0)
-        ('1.50 [1.25, 1.75]', '1.5', '-')
-    """
-    if math.isnan(value):
-        return "-"
-    text = f"{value:.{digits}f}"
-    return text if math.isnan(low) else f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def reach_note(reach: int) -> str:
-    """What attention sees without a memory, as a sentence.
-
-    Example:
-        >>> reach_note(30)
-        'Reach: attention windows and convolutions alone see 30 tokens.'
-    """
-    seen = "everything (full attention)" if reach >= sys.maxsize else f"{reach:,} tokens"
-    return f"Reach: attention windows and convolutions alone see {seen}."
 
 
 def write_lines(

@@ -26,9 +26,9 @@ from neuralmem.evaluation.opened import Opened, add_common_options, check_positi
 from neuralmem.evaluation.reader import Reader
 from neuralmem.evaluation.recall import read_training_data
 from neuralmem.evaluation.report import Line as Curve
-from neuralmem.evaluation.report import print_report, reach_note, write_csv, write_lines
+from neuralmem.evaluation.report import write_lines
 from neuralmem.evaluation.screen import progress_bar
-from neuralmem.evaluation.stats import Share
+from neuralmem.evaluation.tables import print_lines, reach_note, with_ends, write_csv
 
 EXAMPLES = """examples
   python eval.py babi --checkpoint runs/quickstart --tasks qa1,qa2 --lengths 0,4k,16k
@@ -88,23 +88,12 @@ def run(options: argparse.Namespace) -> None:
             tokens = options.max_new_tokens or new_tokens(cell)
             rows += ask_missing(cell, ablations, reader, opened.subject, journal, score, tokens, options.batch_size)
     lines = summarise(rows)
-    columns = [
-        "task",
-        "context",
-        "prompt",
-        "control",
-        "accuracy [95%]",
-        "null",
-        "beyond reach (n)",
-        "likeliest label",
-        "chance",
-    ]
     notes = [
         f"{haystack.id}, {options.shots} examples; BABILong's score of the greedy answer. Worlds are our own.",
         reach_note(opened.model.reach) + " Beyond it: the first fact that the answer needs lies farther back.",
         "Null model: the most frequent answer, named every time. Likeliest label: among those not in the question.",
     ]
-    print_report(f"facts in a long text: {opened.folder}", columns, [_cells(line) for line in lines], notes)
+    print_lines(f"facts in a long text: {opened.folder}", [_shown(line) for line in lines], notes)
     pictures = [_draw([x for x in lines if x.task == task], opened, haystack.id) for task in _tasks(options.tasks)]
     for path in (journal.path, write_csv(opened.out / "babi.csv", [_flat(x) for x in lines]), *pictures):
         print(path)
@@ -120,30 +109,25 @@ def _lengths(text: str, train_length: int | None) -> list[int]:
     return [0] * (len(rest) < len(parts)) + (parse_lengths(",".join(rest), train_length) if rest else [])
 
 
-def _cells(line: Line) -> list[str]:
-    control = "memory on" if line.ablation == "none" else line.ablation
-    beyond = f"{_percent(line.beyond)} ({line.beyond.n})" if line.beyond.n else "none"
-    head = [line.task, f"{line.length:,}" if line.length else "facts", f"{line.tokens:,.0f}", control]
-    return [
-        *head,
-        _percent(line.accuracy),
-        f"{100 * line.null:.0f}%",
-        beyond,
-        _percent(line.likeliest),
-        f"{100 * line.chance:.0f}%",
-    ]
-
-
-def _percent(share: Share) -> str:
-    return f"{100 * share.share:.0f}% [{100 * share.low:.0f}, {100 * share.high:.0f}]"
+def _shown(line: Line) -> dict[str, object]:
+    return {
+        "task": line.task,
+        "context": line.length or "facts",
+        "prompt": round(line.tokens),
+        "control": "memory on" if line.ablation == "none" else line.ablation,
+        "accuracy": line.accuracy,
+        "null": f"{100 * line.null:.0f}%",
+        "beyond reach": line.beyond if line.beyond.n else "none",
+        "likeliest label": line.likeliest,
+        "chance": f"{100 * line.chance:.0f}%",
+    }
 
 
 def _flat(line: Line) -> dict[str, object]:
     out: dict[str, object] = {"task": line.task, "length": line.length, "ablation": line.ablation}
     out |= {"n": line.accuracy.n, "prompt_tokens": line.tokens, "n_beyond": line.beyond.n}
     for name in ("accuracy", "beyond", "likeliest"):
-        share = getattr(line, name)
-        out |= {name: share.share, f"{name}_low": share.low, f"{name}_high": share.high}
+        out |= with_ends(name, getattr(line, name))
     return out | {"null": line.null, "chance": line.chance}
 
 

@@ -31,6 +31,7 @@ from neuralmem.evaluation.comparison import Contender, compare, print_comparison
 from neuralmem.evaluation.haystack import NAMES
 from neuralmem.evaluation.heatmap import write_heatmaps
 from neuralmem.evaluation.lengths import parse_depths, parse_lengths, parse_samples, split_list
+from neuralmem.evaluation.needle_table import print_table
 from neuralmem.evaluation.niah import DEPTHS, Settings
 from neuralmem.evaluation.niah import run as run_needles
 from neuralmem.evaluation.opened import add_common_options, check_positive, one_of, open_checkpoint
@@ -39,7 +40,6 @@ from neuralmem.evaluation.reader import ABLATIONS, Reader
 from neuralmem.evaluation.recall import TrainingData, read_training_data
 from neuralmem.evaluation.screen import progress_bar
 from neuralmem.evaluation.summary import summarise, to_csv
-from neuralmem.evaluation.table import print_table
 
 EXAMPLES = """examples
   python eval.py niah --checkpoint runs/quickstart

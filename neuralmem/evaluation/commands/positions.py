@@ -23,8 +23,9 @@ from neuralmem.evaluation.losses import READINGS, LossReader
 from neuralmem.evaluation.opened import Opened, add_common_options, check_positive, open_checkpoint
 from neuralmem.evaluation.positions import IDENTITY, Bucket, growth, measure, summarise, verdict
 from neuralmem.evaluation.recall import read_training_data
-from neuralmem.evaluation.report import Line, interval, print_report, reach_note, write_csv, write_lines
+from neuralmem.evaluation.report import Line, write_lines
 from neuralmem.evaluation.screen import progress_bar
+from neuralmem.evaluation.tables import interval, print_lines, reach_note, with_ends, write_csv
 
 EXAMPLES = """examples
   python eval.py positions --checkpoint runs/quickstart
@@ -98,8 +99,9 @@ def _print(
     for end in dict.fromkeys(bucket.end for bucket in buckets):
         own = [by[name, end] for name in readings]
         mark = "" if not own[0].beyond else " *"
-        line = [f"{own[0].start + 1:,}-{end:,}{mark}", interval(*own[0].loss[:3])]
-        lines.append([*line, interval(*own[0].change[:3]), *(interval(*b.gain[:3]) for b in own[1:])])
+        line = {"tokens read before": f"{own[0].start + 1:,}-{end:,}{mark}"}
+        line |= {"loss, memory on [95%]": interval(*own[0].loss[:3]), "change": interval(*own[0].change[:3])}
+        lines.append(line | {f"{bucket.memory} less on": interval(*bucket.gain[:3]) for bucket in own[1:]})
     kinds = Counter(row.kind for row in rows)
     notes = [
         f"{text}: {len(rows)} texts; {kinds['beginning']} beginnings of documents, {kinds['part']} later parts, "
@@ -109,8 +111,7 @@ def _print(
     ]
     notes += [verdict(buckets, train, name).sentence for name in readings]
     notes += [growth(buckets, train, name).sentence for name in readings[1:]]
-    columns = ["tokens read before", "loss, memory on [95%]", "change", *(f"{name} less on" for name in readings[1:])]
-    print_report(f"loss by position, {length:,} tokens: {opened.folder}", columns, lines, notes)
+    print_lines(f"loss by position, {length:,} tokens: {opened.folder}", lines, notes)
 
 
 def _draw(opened: Opened, length: int, buckets: list[Bucket], text: str, train: int | None) -> list[Path]:
@@ -140,6 +141,5 @@ def _draw(opened: Opened, length: int, buckets: list[Bucket], text: str, train: 
 def _flat(bucket: Bucket) -> dict[str, object]:
     out: dict[str, object] = {"memory": bucket.memory, "start": bucket.start, "end": bucket.end}
     for name in ("loss", "change", "gain", "growth"):
-        mean = getattr(bucket, name)
-        out |= {name: mean.value, f"{name}_low": mean.low, f"{name}_high": mean.high}
+        out |= with_ends(name, getattr(bucket, name))
     return out | {"texts": bucket.loss.n, "beyond_reach": bucket.beyond}
