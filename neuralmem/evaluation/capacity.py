@@ -96,7 +96,7 @@ class Capacity:
         for column, name in (("bits told", "all that was told"), ("linear memory", "a linear memory")):
             curves.append(Curve(name, [(line["pairs"], line[column], None, None) for line in lines], ":", marks=False))
         axes = "pairs read", "bits that came back"
-        return Curves("capacity", *axes, curves, note=self.notes(rows)[0], share=False)
+        return Curves("capacity", *axes, curves, note=self.notes(rows)[0], scale="amount")
 
     def notes(self, rows: Sequence[Row]) -> list[str]:
         lines, size = self.lines(rows), rows[0]["state_bytes"]

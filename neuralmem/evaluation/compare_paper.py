@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from neuralmem.errors import UserError
-from neuralmem.evaluation.heatmap import INK, PAPER, REACH, short
+from neuralmem.evaluation.pictures import INK, PAPER, REACH, short
 from neuralmem.evaluation.prompts import TASKS
 from neuralmem.evaluation.published import Published, Source, published
 from neuralmem.evaluation.rows import Row

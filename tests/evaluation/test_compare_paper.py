@@ -63,7 +63,8 @@ def test_uncertain_cells_are_marked() -> None:
     assert all(mark for (source, *_), mark in marks.items() if source in ("GDN-2", "Nested Learning", "ATLAS"))
     assert not any(mark for (source, *_), mark in marks.items() if source in ("Titans", "Gated DeltaNet"))
     (comparison,) = compare(rows(task="mq-niah"))
-    assert any("HOPE" in line and line.endswith("one source only") for line in to_csv(table_rows(comparison)).splitlines())
+    table = to_csv(table_rows(comparison)).splitlines()
+    assert any("HOPE" in line and line.endswith("one source only") for line in table)
 
 
 @pytest.mark.parametrize(

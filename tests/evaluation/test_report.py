@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from neuralmem.evaluation.heatmap import draw, short, write_heatmaps
+from neuralmem.evaluation.heatmap import draw, write_heatmaps
 from neuralmem.evaluation.needle_table import print_table
+from neuralmem.evaluation.pictures import short
 from neuralmem.evaluation.rows import Row
 from neuralmem.evaluation.summary import Grid, summarise
 

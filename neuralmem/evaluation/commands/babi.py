@@ -18,6 +18,7 @@ from neuralmem.evaluation.asking import IDENTITY, ask_missing
 from neuralmem.evaluation.babi import SHOTS, Line, new_tokens, samples, score, summarise, tokenise
 from neuralmem.evaluation.babi_worlds import TASKS
 from neuralmem.evaluation.commands.repeated_words import chosen_ablations
+from neuralmem.evaluation.curves import Curve, Curves, write_curves
 from neuralmem.evaluation.haystack import NAMES, open_haystack
 from neuralmem.evaluation.journal import Journal
 from neuralmem.evaluation.lengths import parse_lengths, split_list
@@ -25,8 +26,6 @@ from neuralmem.evaluation.niah import readings
 from neuralmem.evaluation.opened import Opened, add_common_options, check_positive, one_of, open_checkpoint
 from neuralmem.evaluation.reader import Reader
 from neuralmem.evaluation.recall import read_training_data
-from neuralmem.evaluation.report import Line as Curve
-from neuralmem.evaluation.report import write_lines
 from neuralmem.evaluation.screen import progress_bar
 from neuralmem.evaluation.tables import print_lines, reach_note, with_ends, write_csv
 
@@ -132,23 +131,14 @@ def _flat(line: Line) -> dict[str, object]:
 
 
 def _draw(lines: list[Line], opened: Opened, haystack: str) -> Path:
-    curves = {}
+    curves = []
     for name in dict.fromkeys(line.ablation for line in lines):
         own = [line for line in lines if line.ablation == name]
-        label = "memory on" if name == "none" else f"memory {name}"
-        curves[label] = Curve([(x.length, *x.accuracy[2:]) for x in own], dashed=name != "none")
+        curves.append(Curve("memory on" if name == "none" else name, [(x.length, *x.accuracy[2:]) for x in own]))
     own = [line for line in lines if line.ablation == "none"]
-    curves["likeliest label, memory on"] = Curve([(x.length, *x.likeliest[2:]) for x in own])
-    curves["null: most frequent answer"] = Curve([(x.length, x.null, x.null, x.null) for x in own], dashed=True)
-    about = (
-        f"{haystack}  ·  n = {own[0].accuracy.n} per length  ·  95% intervals  ·  reach {opened.model.reach:,} tokens"
-    )
-    path = opened.out / f"babi_{own[0].task}.png"
-    return write_lines(
-        path,
-        curves,
-        f"{opened.folder.name}: {own[0].task}",
-        about,
-        ("tokens of the context, 0: the facts alone", "share of questions"),
-        unit_range=True,
-    )
+    curves.append(Curve("likeliest label", [(x.length, *x.likeliest[2:]) for x in own]))
+    curves.append(Curve("most frequent answer", [(x.length, x.null, None, None) for x in own], "--", marks=False))
+    about = f"{opened.folder.name}  ·  {haystack}  ·  n = {own[0].accuracy.n} per length  ·  95% intervals"
+    axes, note = ("tokens of the context, 0: the facts alone", "share of questions"), reach_note(opened.model.reach)
+    figure = Curves(f"facts in a long text: {own[0].task}", *axes, curves, note=note)
+    return write_curves(figure, opened.out / f"babi_{own[0].task}.png", about)

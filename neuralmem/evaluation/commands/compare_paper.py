@@ -6,11 +6,11 @@ compare_paper.jsonl and compare_paper.png to the folder compare_paper in it. Cel
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from neuralmem import durable
 from neuralmem.evaluation.compare_paper import compare, draw, print_comparisons, table_rows
+from neuralmem.evaluation.pictures import save
 from neuralmem.evaluation.rows import read_results
 from neuralmem.evaluation.tables import screen, write_csv
 
@@ -44,8 +44,6 @@ def run(options: argparse.Namespace) -> None:
     rows = [row for comparison in comparisons for row in table_rows(comparison)]
     write_csv(out / "compare_paper.csv", rows)
     durable.write_file(out / "compare_paper.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    partial = out / "compare_paper.png.partial"
-    draw(comparisons, results.resolve().parent.name).savefig(partial, dpi=160, format="png")
-    os.replace(partial, out / "compare_paper.png")
+    save(draw(comparisons, results.resolve().parent.name), out / "compare_paper.png")
     for name in ("compare_paper.csv", "compare_paper.jsonl", "compare_paper.png"):
         print(out / name)

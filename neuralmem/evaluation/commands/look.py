@@ -16,9 +16,10 @@ from torch import Tensor
 from neuralmem.errors import UserError
 from neuralmem.evaluation.journal import Journal
 from neuralmem.evaluation.lengths import parse_lengths
-from neuralmem.evaluation.look import Seen, Span, draw, find_facts, look, save, summarise
+from neuralmem.evaluation.look import Seen, Span, draw, find_facts, look, summarise
 from neuralmem.evaluation.niah import Settings, cells
 from neuralmem.evaluation.opened import Opened, add_common_options, check_positive, open_checkpoint
+from neuralmem.evaluation.pictures import save
 from neuralmem.evaluation.prompts import find_task
 from neuralmem.evaluation.recall import FACTS, read_training_data
 from neuralmem.evaluation.tables import print_lines, write_csv

@@ -20,8 +20,9 @@ from neuralmem.evaluation.lengths import parse_tokens, split_list
 from neuralmem.evaluation.losses import READINGS, LossReader, Reading
 from neuralmem.evaluation.opened import add_common_options, check_positive, one_of, open_checkpoint
 from neuralmem.evaluation.perplexity import IDENTITY, Line, measure, null_models, pieces, summarise
+from neuralmem.evaluation.pictures import save
+from neuralmem.evaluation.points import draw
 from neuralmem.evaluation.recall import read_training_data
-from neuralmem.evaluation.report import write_points
 from neuralmem.evaluation.screen import progress_bar
 from neuralmem.evaluation.tables import interval, print_lines, reach_note, with_ends, write_csv
 
@@ -75,15 +76,15 @@ def run(options: argparse.Namespace) -> None:
     shown += [{"memory": f"null: {name}", PERPLEXITY: f"{math.exp(loss):.2f}"} for name, loss in nulls.items()]
     print_lines(f"perplexity: {opened.folder}", shown, _notes(text.id, documents, model.reach))
     summary = [_flat(line) for line in lines]
-    write_points(
-        opened.out / "perplexity.png",
+    figure = draw(
         {line.memory: line.loss for line in lines},
+        {"frequencies": nulls["frequencies"]},
+        "loss, nats per token",
         f"{opened.folder.name}: loss of held-out text",
         f"{text.id}  ·  {lines[0].loss.n} documents  ·  95% intervals over documents",
-        "loss, nats per token",
-        nulls={"frequencies": nulls["frequencies"]},
     )
-    for path in (journal.path, write_csv(opened.out / "perplexity.csv", summary), opened.out / "perplexity.png"):
+    picture = save(figure, opened.out / "perplexity.png")
+    for path in (journal.path, write_csv(opened.out / "perplexity.csv", summary), picture):
         print(path)
 
 

@@ -10,14 +10,13 @@ from pathlib import Path
 
 from neuralmem.errors import UserError
 from neuralmem.evaluation.asking import IDENTITY, ask_missing
+from neuralmem.evaluation.curves import Curve, Curves, write_curves
 from neuralmem.evaluation.journal import Journal
 from neuralmem.evaluation.lengths import split_list
 from neuralmem.evaluation.niah import readings
 from neuralmem.evaluation.opened import Opened, add_common_options, check_positive, one_of, open_checkpoint
 from neuralmem.evaluation.reader import ABLATIONS, Reader
 from neuralmem.evaluation.repeated_words import Line, find_pair, new_tokens, samples, score, summarise
-from neuralmem.evaluation.report import Line as Curve
-from neuralmem.evaluation.report import write_lines
 from neuralmem.evaluation.screen import progress_bar
 from neuralmem.evaluation.tables import interval, print_lines, reach_note, with_ends, write_csv
 
@@ -80,8 +79,7 @@ def run(options: argparse.Namespace) -> None:
         "Null model: the common word as often as asked, which never saw the odd word. Its last three scores are 0.",
     ]
     print_lines(f"repeated words: {opened.folder}", [_shown(line) for line in lines], notes)
-    picture = opened.out / "repeated-words.png"
-    _draw(lines, opened, picture)
+    picture = _draw(lines, opened, opened.out / "repeated-words.png")
     for path in (journal.path, write_csv(opened.out / "repeated-words.csv", [_flat(x) for x in lines]), picture):
         print(path)
 
@@ -131,16 +129,17 @@ def _flat(line: Line) -> dict[str, object]:
     return out | with_ends("odd_in_place", line.in_place) | {"word_delta": line.delta}
 
 
-def _draw(lines: list[Line], opened: Opened, path: Path) -> None:
-    curves = {}
+def _draw(lines: list[Line], opened: Opened, path: Path) -> Path:
+    curves = []
     for name in dict.fromkeys(line.ablation for line in lines):
         own = [line for line in lines if line.ablation == name]
-        label = "memory on" if name == "none" else f"memory {name}"
-        curves[f"{label}: odd word in place"] = Curve([(x.words, *x.in_place[2:]) for x in own], dashed=name != "none")
+        curves.append(Curve("memory on" if name == "none" else name, [(x.words, *x.in_place[2:]) for x in own]))
     own = [line for line in lines if line.ablation == "none"]
-    curves["memory on: similarity"] = Curve([(x.words, *x.similarity[:3]) for x in own])
-    curves["null: common word only, similarity"] = Curve([(x.words, x.null, x.null, x.null) for x in own], dashed=True)
-    about = f"n = {own[0].similarity.n} per count  ·  95% intervals  ·  reach {opened.model.reach:,} tokens"
-    write_lines(
-        path, curves, f"{opened.folder.name}: repeated words", about, ("words in the text", "score"), unit_range=True
+    curves.append(Curve("similarity", [(x.words, *x.similarity[:3]) for x in own]))
+    null = [(x.words, x.null, None, None) for x in own]
+    curves.append(Curve("similarity, null", null, "--", marks=False))
+    note = (
+        "Share of texts with the odd word in its place, and similarity with the memory on and of the common word alone."
     )
+    figure = Curves("repeated words", "words in the text", "odd word in its place", curves, note=note)
+    return write_curves(figure, path, f"{opened.folder.name}  ·  n = {own[0].similarity.n} per count  ·  95% intervals")
