@@ -137,7 +137,9 @@ def _line(axes: Any, curve: Curve, other: str) -> None:
 def _reach(axes: Any, curves: Curves, xs: Sequence[float]) -> None:
     if curves.reach is None or not xs or curves.reach < xs[0]:
         return
-    axes.axvspan(axes.get_xlim()[0], min(curves.reach, axes.get_xlim()[1]), color=REACH, alpha=0.08, linewidth=0)
+    left, right = axes.get_xlim()
+    axes.axvspan(left, min(curves.reach, right), color=REACH, alpha=0.08, linewidth=0)
+    axes.set_xlim(left, right)  # the shade would make room for itself
     axes.annotate(
         f"in reach of attention\n({curves.reach:,} tokens)" if curves.reach < xs[-1] else "all in reach of attention",
         (0.02, 0.04),

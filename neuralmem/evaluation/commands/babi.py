@@ -137,7 +137,7 @@ def _draw(lines: list[Line], opened: Opened, haystack: str) -> Path:
         curves.append(Curve("memory on" if name == "none" else name, [(x.length, *x.accuracy[2:]) for x in own]))
     own = [line for line in lines if line.ablation == "none"]
     curves.append(Curve("likeliest label", [(x.length, *x.likeliest[2:]) for x in own]))
-    curves.append(Curve("most frequent answer", [(x.length, x.null, None, None) for x in own], "--", marks=False))
+    curves.append(Curve("null model", [(x.length, x.null, None, None) for x in own], "--", marks=False))
     about = f"{opened.folder.name}  ·  {haystack}  ·  n = {own[0].accuracy.n} per length  ·  95% intervals"
     axes, note = ("tokens of the context, 0: the facts alone", "share of questions"), reach_note(opened.model.reach)
     figure = Curves(f"facts in a long text: {own[0].task}", *axes, curves, note=note)
