@@ -44,7 +44,7 @@ def make(variant: str, periods: tuple[int | None, ...], tokens: int, residual: b
     gains = tuple(leaf(D) for _ in periods)
     form = Form(periods, tuple(first), gains, mix, variant == "nested", residual, 0.8, 1e-6, torch.float64)
     late = [pair(B) for _ in form.late(size)]
-    tallies = [torch.tensor([size, 0.2, 3.0]).double().expand(B, H, 1, 3) for _ in late]
+    tallies = [torch.tensor([size, 0.2, 3.0, 2.0]).double().expand(B, H, 1, 4) for _ in late]
     return {
         "leaves": leaves,
         "tokens": [leaf(B, tokens, H, D) for _ in range(3)] + [leaf(B, tokens, H, count).sigmoid() for _ in range(2)],
@@ -118,7 +118,7 @@ def test_the_bound_of_the_curvature_is_one(alike: bool) -> None:
     k, theta = draw(B, H, 5, D), torch.rand(B, H, 5, dtype=torch.float64)
     k = k[:, :, :1].expand_as(k) if alike else k
     (passed,) = form.passes(k, [(pair[0], pair[1])])
-    *_, bound = form.gradient(passed, form.clipped(k), theta)
+    *_, bounds = form.gradient(passed, form.clipped(k), theta)
     for b in range(B):
         for h in range(H):
 
@@ -127,14 +127,15 @@ def test_the_bound_of_the_curvature_is_one(alike: bool) -> None:
                 return one.added[0, 0]
 
             parts = torch.autograd.functional.jacobian(added, (pair[0][b, h], pair[1][b, h]))
-            jacobian = torch.cat([x.flatten(2) for x in parts], dim=-1)  # [T, D, weights]
-            curvature = 2 * torch.einsum("t,tdi,tdj->ij", theta[b, h], jacobian, jacobian)
-            largest = torch.linalg.eigvalsh(curvature)[-1]
-            assert largest <= bound[b, h] <= 40 * largest  # and of its size, or it would mean nothing
+            for part, bound in zip(parts, bounds[b, h], strict=True):
+                jacobian = part.flatten(2)  # [T, D, weights]
+                curvature = 2 * torch.einsum("t,tdi,tdj->ij", theta[b, h], jacobian, jacobian)
+                largest = torch.linalg.eigvalsh(curvature)[-1]
+                assert largest <= bound * (1 + 1e-12) <= 20 * largest  # and of its size, or it would mean nothing
 
 
 def test_a_step_is_bounded_by_the_loss() -> None:
-    """|step|^2 <= L / 2 with L = sum of theta |error|^2, however large keys, values and rates are."""
+    """|step|^2 <= L with L = sum of theta |error|^2, however large keys, values and rates are."""
     form = make("sequential", (3,), 1)["form"]
     nothing = torch.zeros(B, H, 1, 1, dtype=torch.float64)
     for size in (1e-3, 1.0, 1e3, 1e6):
@@ -143,26 +144,29 @@ def test_a_step_is_bounded_by_the_loss() -> None:
         (passed,) = form.passes(k, [pair])
         error = form.clipped(k + passed.added - v)
         *gradient, curvature = form.gradient(passed, error, theta)
-        after = step(pair, pair, (gradient[0], gradient[1]), nothing, curvature[..., None, None])
+        after = step(pair, pair, (gradient[0], gradient[1]), nothing, curvature[..., None, :])
         length = sum((w - new).square().sum((-2, -1)) for w, new in zip(pair, after, strict=True))
-        assert (length <= (theta * error.square().sum(-1)).sum(-1) / 2 * (1 + 1e-6)).all()
-    for w, new in zip(pair, step(pair, pair, (0 * pair[0], 0 * pair[1]), nothing + 0.3, nothing), strict=True):
+        assert (length <= (theta * error.square().sum(-1)).sum(-1) * (1 + 1e-6)).all()
+    still = step(pair, pair, (0 * pair[0], 0 * pair[1]), nothing + 0.3, nothing.expand(-1, -1, -1, 2))
+    for w, new in zip(pair, still, strict=True):
         assert torch.equal(w, new)  # nothing read, or the first weights: nothing changes, to the bit
 
 
 def test_the_outer_gradient_stays_bounded_while_it_trains() -> None:
-    """Updates whose step is measured along the gradient alone multiply a change by 2 a chunk: 1e4 and more here."""
+    """Tokens that are half alike, as those of prose: with steps measured along the gradient alone the norm of the outer
+    gradient, here at most what it was at first, grew 20,000 times."""
     torch.manual_seed(0)
-    memory, target = feed_forward([8, None], width=16), torch.nn.Linear(16, 16).double()
-    optimizer, norms = torch.optim.Adam(memory.parameters(), lr=3e-3), []
+    memory, target = feed_forward([16, None], width=32), torch.nn.Linear(32, 32).double()
+    optimizer, norms = torch.optim.Adam(memory.parameters(), lr=1e-2), []
+    table = 0.5**0.5 * (torch.randn(64, 32, dtype=torch.float64) + torch.randn(1, 32, dtype=torch.float64))
     for _ in range(30):
-        x = torch.randn(4, 512, 16, dtype=torch.float64)
-        loss = (memory(x)[0] - target(x).detach()).square().mean()
+        x = table[torch.randint(64, (2, 512))]
+        loss = (x + memory(x)[0] - target(x).detach().roll(1, 1)).square().mean()
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(memory.parameters(), 1.0)))
         optimizer.step()
         optimizer.zero_grad()
-    assert max(norms) < 20 * norms[0], norms
+    assert max(norms) < 10 * norms[0], norms
 
 
 def feed_forward(periods: list[int | None], width: int = 8, **options: Any) -> ContinuumFeedForward:
@@ -246,7 +250,7 @@ def test_a_level_that_is_switched_off_stays_and_has_no_state() -> None:
 def test_a_slow_levels_gradient_is_the_sum_over_its_period() -> None:
     """On a grid of 2 as on one of 6: within a period its weights stand still. Only the bound of curvature adds up."""
     made = make("sequential", (24,), 12, size=6)
-    tallies = torch.zeros(B, H, 1, 3, dtype=torch.float64)
+    tallies = torch.zeros(B, H, 1, 4, dtype=torch.float64)
     made["sums"] = (*(torch.zeros_like(w) for w in made["weights"]), tallies)
     one, other = (list(run(made, chunk_size=size)) for size in (2, 6))
     one[-1], other[-1] = one[-1][..., :2], other[-1][..., :2]

@@ -11,7 +11,7 @@ from neuralmem.ops.continuum.levels import Form, Pair, step
 from neuralmem.typing import Tensor, Tensors
 
 Sums = tuple[Tensor, Tensor, Tensor]
-"""Of a level since its last update: gradients of up and of down, [B, H, 1, 3] of tokens, forgetting and curvature."""
+"""Of a level since its last update: gradients of up and of down, [B, H, 1, 4] of tokens, forgetting, two curvatures."""
 
 
 def chunked(
@@ -61,7 +61,7 @@ def _chunk(form: Form, size: int, tokens: list[Tensor], count: Tensor, weights: 
             at = learning.index(i)
             error = form.clipped((k + p.added if form.residual else p.added) - v)
             up, down, curvature = form.gradient(p, error, theta[..., at])
-            parts = [count[:, None].expand_as(curvature), alpha[..., at].sum(-1), curvature]
+            parts = [count[:, None].expand_as(curvature[..., 0]), alpha[..., at].sum(-1), *curvature.unbind(-1)]
             tally = torch.stack(parts, dim=-1)[..., None, :]
             gathered[i] = (up, down, tally) if i not in kept else _add(kept[i], (up, down, tally))
     surprise = (form.gather(k, added) - v).square().sum(-1)
@@ -83,9 +83,9 @@ def _settle(form: Form, size: int, pairs: list[Pair], gathered: dict[int, Sums])
             slower = base
             continue
         up, down, tally = gathered[i]
-        tokens, forget, curvature = tally[..., None].unbind(-2)
+        tokens, forget = tally[..., :1], tally[..., 1:2]
         due = (tokens > 0) & (tokens + size > period)
-        stepped = step(pairs[i], base, (up, down), forget, curvature)
+        stepped = step(pairs[i], base, (up, down), forget, tally[..., 2:])
         if form.nested:
             stepped = (torch.where(anew, base[0], stepped[0]), torch.where(anew, base[1], stepped[1]))
             due = due | anew

@@ -95,7 +95,7 @@ class Form:
         return error * (error.square().mean(-1, keepdim=True) / self.clip**2).clamp(min=1).rsqrt()
 
     def gradient(self, p: "Pass", error: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """sum_t theta_t of the gradients of one level's loss, and a bound of its curvature.
+        """sum_t theta_t of the gradients of one level's loss, and a bound of its curvature by each matrix.
 
         Args:
             p: keys that passed the level
@@ -103,7 +103,7 @@ class Form:
             theta: [B, H, T]
 
         Returns:
-            Gradients [B, H, 2 h, D] and [B, H, D, h], and the bound [B, H].
+            Gradients [B, H, 2 h, D] and [B, H, D, h], and the bounds [B, H, 2].
         """
         delta = 2 * theta[..., None] * error
         back = self.matmul(delta, p.down)
@@ -116,16 +116,17 @@ class Form:
         return self.matmul(slopes.mT, p.u), self.matmul(delta.mT, p.hidden), curvature
 
     def curvature(self, hidden: Tensor, u: Tensor, reach: Tensor, theta: Tensor) -> Tensor:
-        """2 max_t sum_s theta_s (|z_t z_s| + (s_t^2 + s_s^2) |u_t u_s| / 2), [B, H]: README.md, the size of a step.
+        """2 max_t sum_s theta_s (s_t^2 + s_s^2) |u_t u_s| / 2, then of |z_t z_s|, [B, H, 2]: README.md, a step's size.
 
         Args:
             hidden, u: z and n(x), [B, H, T, h] and [B, H, T, D]
             reach: s^2, [B, H, T]
             theta: [B, H, T]; tokens with none do not count
         """
-        alike = self.matmul(u, u.mT).abs() * (reach[..., None] + reach[..., None, :]) / 2
-        alike = alike + self.matmul(hidden, hidden.mT).abs()
-        return 2 * torch.where(theta > 0, (alike * theta[..., None, :]).sum(-1), 0).amax(-1)
+        up = self.matmul(u, u.mT).abs() * (reach[..., None] + reach[..., None, :]) / 2
+        down = self.matmul(hidden, hidden.mT).abs()
+        both = [torch.where(theta > 0, (x * theta[..., None, :]).sum(-1), 0).amax(-1) for x in (up, down)]
+        return 2 * torch.stack(both, dim=-1)
 
 
 @dataclass(frozen=True)
@@ -149,14 +150,17 @@ class Pass:
 
 
 def step(pair: Pair, base: Pair, gradient: Pair, forget: Tensor, curvature: Tensor) -> Pair:
-    """W - f (W - W_0) - G / (1 + L): one update of a level at its period's end.
+    """W - f (W - W_0) - G / (1 + c), matrix by matrix: one update of a level at its period's end.
 
     Args:
         pair: W
         base: W_0, which forgetting leads back to
         gradient: G, of both matrices
         forget: f [B, H, 1, 1]
-        curvature: L [B, H, 1, 1], a bound of that of the period's loss
+        curvature: c [B, H, 1, 2], bounds of that of the period's loss by either matrix
     """
-    up, down = (w - forget * (w - b) - g / (1 + curvature) for w, b, g in zip(pair, base, gradient, strict=True))
+    up, down = (
+        w - forget * (w - b) - g / (1 + c)
+        for w, b, g, c in zip(pair, base, gradient, curvature.split(1, -1), strict=True)
+    )
     return up, down

@@ -64,15 +64,19 @@ def _inside(form: Form, i: int, x: Tensor, pair: Pair) -> Tensors:
     return F.silu(gate) * value, u, sum((m.square().sum((-2, -1)) for m in moved), torch.zeros_like(gate[..., 0]))
 
 
-def _curvature(seen: list[Tensors]) -> Tensor:
-    """2 max_t sum_s theta_s (|z_t z_s| + (s_t^2 + s_s^2) |u_t u_s| / 2) over the written tokens of a chunk."""
-    rows = []
+def _curvature(seen: list[Tensors]) -> list[Tensor]:
+    """2 max_t sum_s theta_s k_ts over the written tokens of a chunk, [B, H] for each matrix.
+
+    k_ts is (s_t^2 + s_s^2) |u_t u_s| / 2 for up, |z_t z_s| for down.
+    """
+    largest = [torch.zeros_like(seen[0][0])] * 2
     for theta, z, u, reach in seen:
-        row = torch.zeros_like(theta)
+        rows = [torch.zeros_like(theta)] * 2
         for t, other, at, far in seen:
-            row = row + t * ((z * other).sum(-1).abs() + (reach + far) / 2 * (u * at).sum(-1).abs())
-        rows.append(torch.where(theta > 0, row, 0))
-    return 2 * torch.stack(rows).amax(0)
+            rows[0] = rows[0] + t * (reach + far) / 2 * (u * at).sum(-1).abs()
+            rows[1] = rows[1] + t * (z * other).sum(-1).abs()
+        largest = [torch.maximum(a, torch.where(theta > 0, b, 0)) for a, b in zip(largest, rows, strict=True)]
+    return [2 * x for x in largest]
 
 
 def _read(form: Form, x: Tensor, pairs: list[Pair]) -> list[Tensor]:
@@ -87,7 +91,7 @@ def _read(form: Form, x: Tensor, pairs: list[Pair]) -> list[Tensor]:
 
 
 class _State:
-    """Weights and sums by level; sums are gradient of up, of down, tokens, forgetting, curvature."""
+    """Weights and sums by level; sums are gradient of up, of down, tokens, forgetting, curvatures."""
 
     def __init__(self, form: Form, size: int, tensors: Tensors) -> None:
         self.form, self.size, rest = form, size, list(tensors)
@@ -104,7 +108,7 @@ class _State:
 
     def zeros(self, i: int) -> list[Tensor]:
         one = self.pair[i][0][..., :1, :1]
-        return [torch.zeros_like(x) for x in (*self.pair[i], one, one, one)]
+        return [torch.zeros_like(x) for x in (*self.pair[i], one, one, one, one)]
 
     def weights(self) -> Tensors:
         return tuple(x for i in self.learning for x in self.pair[i])
@@ -132,7 +136,7 @@ class _State:
             up, down = grad(loss)(self.pair[i])
             t = theta[..., at]
             self.seen[i].append((t * real[:, None], *_inside(form, i, k + chained, self.pair[i])))
-            new = [x[..., None, None] for x in (torch.ones_like(t), alpha[..., at], torch.zeros_like(t))]
+            new = [x[..., None, None] for x in (torch.ones_like(t), alpha[..., at], 0 * t, 0 * t)]
             new = [t[..., None, None] * up, t[..., None, None] * down, *new]
             rows = real[:, None, None, None]
             self.sums[i] = [torch.where(rows, a + b, a) for a, b in zip(self.sums[i], new, strict=True)]
@@ -141,17 +145,18 @@ class _State:
         """Update every level whose period has no room for another chunk, the slowest first."""
         form, slower, anew = self.form, self.form.first[-1], torch.tensor(False)
         for i in self.learning:
-            self.sums[i][-1] = self.sums[i][-1] + _curvature(self.seen[i])[..., None, None]
+            both = zip(self.sums[i][-2:], _curvature(self.seen[i]), strict=True)
+            self.sums[i][-2:] = [a + b[..., None, None] for a, b in both]
             self.seen[i] = []
         for i in reversed(range(len(form.periods))):
             base = slower if form.nested else form.first[i]
             slower, period = base, form.periods[i]
             if period is None:
                 continue
-            *gradient, tokens, forget, curvature = self.sums[i]
+            *gradient, tokens, forget, of_up, of_down = self.sums[i]
             due = (tokens > 0) & (tokens + self.size > period)
-            both = zip(self.pair[i], base, gradient, strict=True)
-            new = [torch.where(due, w - forget * (w - b) - g / (1 + curvature), w) for w, b, g in both]
+            both = zip(self.pair[i], base, gradient, (of_up, of_down), strict=True)
+            new = [torch.where(due, w - forget * (w - b) - g / (1 + c), w) for w, b, g, c in both]
             if form.nested:
                 new, due = [torch.where(anew, b, w) for w, b in zip(new, base, strict=True)], due | anew
                 anew = due
