@@ -145,8 +145,8 @@ class _State:
         """Update every level whose period has no room for another chunk, the slowest first."""
         form, slower, anew = self.form, self.form.first[-1], torch.tensor(False)
         for i in self.learning:
-            both = zip(self.sums[i][-2:], _curvature(self.seen[i]), strict=True)
-            self.sums[i][-2:] = [a + b[..., None, None] for a, b in both]
+            bounds = zip(self.sums[i][-2:], _curvature(self.seen[i]), strict=True)
+            self.sums[i][-2:] = [a + b[..., None, None] for a, b in bounds]
             self.seen[i] = []
         for i in reversed(range(len(form.periods))):
             base = slower if form.nested else form.first[i]
