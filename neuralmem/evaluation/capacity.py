@@ -118,7 +118,7 @@ def bits_of(row: Row, cut: bool = True) -> float:
         (2.0, 1.0)
     """
     each = [math.log2(row["values"]) - _bits(answer["nll"]) for answer in row["answers"]]
-    return sum(max(0.0, bits) for bits in each) if cut else max(0.0, sum(each))
+    return sum(max(0.0, bits) for bits in each) if cut else sum(each)
 
 
 def _bits(nll: float | None) -> float:

@@ -48,8 +48,10 @@ def compare(rows: Sequence[Row]) -> list[Comparison]:
     """Every line of the rows' table beside what was published.
 
     Raises:
-        UserError: rows of more than one checkpoint, or of one read in several ways, or none.
+        UserError: rows of more than one checkpoint, or of one read in several ways, or none; rows of a baseline.
     """
+    if kept := sorted({row.baseline for row in rows if row.baseline}):
+        raise UserError(f"--out has rows of baseline {kept[0]}; it must have those of the checkpoint's own memory only")
     subjects = {(row.ckpt_sha256, row.chunk_size_eval, row.dtype) for row in rows}
     if len(subjects) != 1:
         raise UserError(

@@ -141,7 +141,7 @@ def _body(folder: Path, results: Results, docstrings: Mapping[str, str]) -> Iter
     for path in results.pictures:
         yield page.picture(path.name, path.read_bytes())
     yield page.heading("What the numbers mean")
-    yield from (page.paragraph(text) for text in [*_explanation(about), *_reading(names, rows)])
+    yield from (page.paragraph(text) for text in [*_explanation(about), *reading(names, rows)])
     if known := {name: MEANINGS[name] for name in dict.fromkeys(names) if name in MEANINGS}:
         yield page.pairs(known)
     if modes := [mode for mode in CONTROLS if any(row.get("ablation") == mode for row in rows)]:
@@ -209,23 +209,24 @@ def _explanation(about: str) -> list[str]:
     return [text for text in paragraphs if text.endswith(".") and not text.startswith("Prints")]
 
 
-def _reading(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def reading(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """How to read what is there: no score without the one that takes no memory."""
     if "null" in columns or "chance" in columns:
         yield (
             "A score says something about the memory only where it lies above the one that needs none (null, chance), "
             "by more than its interval, and where the controls stay there."
         )
-    if any(name in columns or name.endswith("_low") for name in ("low", *columns)):
+    if any(name == "low" or name.endswith("_low") for name in columns):
         yield "Intervals are at 95%; of two scores whose intervals overlap widely none is better."
-    reaches = {row["reach"] for row in rows if isinstance(row.get("reach"), int)}
-    if len(reaches) == 1 and (reach := reaches.pop()) < 1 << 40:
+    reaches = sorted({row["reach"] for row in rows if isinstance(row.get("reach"), int)})
+    if bounded := [f"{reach:,}" for reach in reaches if reach < 1 << 40]:
         yield (
-            f"The reach is {reach:,} tokens: attention windows and convolutions of all layers together see no farther, "
-            "so what is known from beyond has come through the memory."
+            f"The reach is {' or '.join(bounded)} tokens: attention windows and convolutions of all layers together "
+            "see no farther, so what is known from beyond has come through the memory."
         )
-    elif reaches or any("reach" in row for row in rows):
-        yield "Attention sees the whole text, so no score here has to have come through the memory."
+    if len(bounded) < len(reaches):
+        models = "of some models " if bounded else ""
+        yield f"Attention {models}sees the whole text, so no score of theirs has to have come through the memory."
 
 
 def _settings(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -19,8 +19,12 @@ def append_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a file; none if it is not there. What was left of an unfinished line is cut off the file.
+def read_lines(path: Path, repair: bool = False) -> Iterator[dict[str, Any]]:
+    """Rows of a file; none if it is not there. An unfinished last line is no row.
+
+    Args:
+        path: the file
+        repair: cut an unfinished line off the file; for who goes on writing it, as another may be writing it now
 
     Raises:
         UserError: a line that is no JSON object.
@@ -29,7 +33,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         return
     data = path.read_bytes()
     whole = data.rfind(b"\n") + 1
-    if whole < len(data):
+    if repair and whole < len(data):
         with path.open("rb+") as file:
             file.truncate(whole)
     for number, line in enumerate(data[:whole].splitlines(), 1):
@@ -65,7 +69,7 @@ class Journal:
     def __init__(self, path: Path, identity: Sequence[str]) -> None:
         self.path, self.identity = path, tuple(identity)
         self._rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for row in read_lines(path):
+        for row in read_lines(path, repair=True):
             if missing := [name for name in self.identity if name not in row]:
                 raise UserError(f"--out has {path}, whose rows have no {missing[0]}; give another folder")
             self._rows[self._key(row)] = row

@@ -104,7 +104,7 @@ def run(
     plan(sum(cell.length * settings.count(cell.length) for cell, _ in todo) * readings(settings.ablations))
     out.mkdir(parents=True, exist_ok=True)
     path = out / "rows.jsonl"
-    have = {row.identity: row for row in store.read(path)}
+    have = {row.identity: row for row in store.read(path, repair=True)}
     found: list[Row] = []
     for cell, build in todo:
         samples = [build(i, depth_of(settings, i), cell.random(i)) for i in range(settings.count(cell.length))]

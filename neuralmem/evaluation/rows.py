@@ -154,15 +154,15 @@ def append(path: Path, rows: list[Row]) -> None:
     append_lines(path, [asdict(row) for row in rows])
 
 
-def read(path: Path) -> Iterator[Row]:
-    """Rows of a file. A last line without an end, left by a run that was killed, is cut off the file.
+def read(path: Path, repair: bool = False) -> Iterator[Row]:
+    """Rows of a file. An unfinished last line is no row; repair: cut it off the file, as `read_lines` does.
 
     Raises:
         UserError: a line that is not a row.
     """
     names = {field.name for field in fields(Row)}
     needed = {field.name for field in fields(Row) if field.default is MISSING}
-    for number, values in enumerate(read_lines(path), 1):
+    for number, values in enumerate(read_lines(path, repair), 1):
         row = _of_today(values) if set(values) == needed - _NEW | _OLD else values
         if not needed <= set(row) <= names:
             raise UserError(f"--out has {path}, whose line {number} is not a result row; give another folder")

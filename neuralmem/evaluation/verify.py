@@ -79,23 +79,28 @@ def differences(
         return
     for name, count in Counter(row.ckpt_sha256 for row in rows if row.ckpt_sha256 != weights).items():
         yield f"checkpoint: {count} of {len(rows)} rows have ckpt_sha256 {name}, the checkpoint's is {weights}"
-    found: dict[tuple[Place, str], list[Row]] = {}
+    found: dict[tuple[Place, str, str], list[Row]] = {}
     for row in rows:
-        found.setdefault((_place(row), row.ablation), []).append(row)
+        found.setdefault((_place(row), row.ablation, row.baseline), []).append(row)
+    asked = {"": list(settings.ablations)} | {row.baseline: [] for row in rows if row.baseline}
+    if any(row.baseline for row in rows) and not any(not row.baseline for row in rows):
+        del asked[""]  # a run of baselines alone
+    for name in filter(None, asked):  # which may be asked with fewer controls than the memory
+        asked[name] = sorted({row.ablation for row in rows if row.baseline == name})
     for cell, build in cells(settings, tokenizer, training):
         for number in range(settings.count(cell.length)):
             sample = build(number, depth_of(settings, number), cell.random(number))
             place = (cell.task.name, cell.protocol, sample.haystack, cell.length, settings.seed, number)
             prompt_sha256 = sample.rope.sha256()
-            for ablation in settings.ablations:
-                there = found.pop((place, ablation), [])
+            for ablation, baseline in [(name, b) for b, names in asked.items() for name in names]:
+                there = found.pop((place, ablation, baseline), [])
                 if not there:
-                    yield f"{_name(place, ablation)}: missing"
+                    yield f"{_name(place, ablation)}{f' with {baseline}' if baseline else ''}: missing"
                 for row in there:
                     if row.tokenizer_sha256 == fingerprint:
                         yield from _prompt(row, sample, prompt_sha256)
     if found:
-        (place, ablation), count = next(iter(found)), sum(map(len, found.values()))
+        (place, ablation, _), count = next(iter(found)), sum(map(len, found.values()))
         yield (
             f"{_name(place, ablation)}: not of settings.json, as {count} rows in all; their prompts were not made again"
         )

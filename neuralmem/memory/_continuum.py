@@ -91,7 +91,7 @@ class Levels(nn.Module):
         form = self.form()
         weights = tuple(w[0] for i in self.learning for w in form.first[i])
         late = [form.first[i] for i in form.late(chunk_size)]
-        sums = (x for up, down in late for x in (up[0], down[0], up[0, :, :1, :1].expand(-1, 1, 3)))
+        sums = (x for up, down in late for x in (up[0], down[0], up[0, :, :1, :1].expand(-1, 1, 4)))
         return weights, tuple(map(torch.zeros_like, sums))
 
 

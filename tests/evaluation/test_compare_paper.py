@@ -144,3 +144,8 @@ def test_the_picture_leaves_out_tasks_without_published_scores() -> None:
 def test_a_folder_without_rows_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare-paper", "--out", str(tmp_path)]) == 2
     assert "which has no rows.jsonl" in capsys.readouterr().err
+
+
+def test_what_a_baseline_kept_is_not_set_beside_a_models_memory() -> None:
+    with pytest.raises(UserError, match="--out has rows of baseline bm25; it must have those of the checkpoint"):
+        compare([*rows(), *rows(baseline="bm25")])

@@ -12,7 +12,7 @@ import pytest
 from neuralmem import page
 from neuralmem.errors import UserError
 from neuralmem.evaluation.cli import docstrings, main
-from neuralmem.evaluation.html_report import find_lines, write_machine, write_report
+from neuralmem.evaluation.html_report import find_lines, reading, write_machine, write_report
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
 EVIL = "<script>alert(1)</script>\" onload='x' &amp;"
@@ -188,3 +188,13 @@ def test_a_report_that_fails_does_not_fail_the_run(
     ]
     assert main(given) == 0
     assert capsys.readouterr().err == f"warning: no report of {tmp_path / 'out'}: disk full\n"
+
+
+def test_what_is_said_of_reaches_and_intervals() -> None:
+    two = " ".join(reading(["task", "found"], [{"reach": 30}, {"reach": 60}]))
+    assert "The reach is 30 or 60 tokens" in two
+    assert "whole text" not in two
+    assert "95%" not in two
+    mixed = " ".join(reading(["low"], [{"reach": 30}, {"reach": 1 << 62}]))
+    assert "Attention of some models sees the whole text" in mixed
+    assert "95%" in mixed

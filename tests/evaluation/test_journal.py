@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from neuralmem.errors import UserError
-from neuralmem.evaluation.journal import Journal
+from neuralmem.evaluation.journal import Journal, read_lines
 
 
 def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -19,6 +19,15 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
     journal.add({"length": 3, "seed": 0, "loss": 0.5})
     assert len(path.read_text().splitlines()) == 3
     assert Journal(path, ("length", "seed")).find(length=3, seed=0) is not None
+
+
+def test_who_only_reads_leaves_the_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"length": 1}\n{"length": 2')  # being written
+    assert list(read_lines(path)) == [{"length": 1}]
+    assert path.read_text().endswith('{"length": 2')
+    assert list(read_lines(path, repair=True)) == [{"length": 1}]
+    assert path.read_text() == '{"length": 1}\n'
 
 
 @pytest.mark.parametrize("line", ["nonsense", "[1]", '{"length": 1}'])

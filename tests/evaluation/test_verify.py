@@ -118,3 +118,17 @@ def test_folders_of_something_else_are_refused(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_rows_of_a_baseline_do_not_stand_in_for_those_of_the_memory(
+    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def as_baseline(rows: Rows) -> None:
+        rows += [row | {"baseline": "bm25"} for row in rows if row["ablation"] == "none"]
+        del rows[next(i for i, row in enumerate(rows) if row["ablation"] == "none")]
+        del rows[-1]
+
+    assert main(spoilt(written, tmp_path, as_baseline)) == 1
+    missing = [line for line in capsys.readouterr().out.splitlines() if "missing" in line]
+    assert len(missing) == 2
+    assert sum("with bm25" in line for line in missing) == 1

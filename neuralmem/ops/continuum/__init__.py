@@ -56,7 +56,7 @@ def continuum_memory(
         q, k, v: [B, T, H, D], of one dtype
         theta, alpha: [B, T, H, learning levels], inner learning rate and forget fraction, over the period each
         weights: two per learning level, fastest first, [B, H, 2 h, D] and [B, H, D, h]
-        sums: three per learning level whose period is longer than a chunk: gradients like its weights, and [B, H, 1, 3]
+        sums: three per learning level whose period is longer than a chunk: gradients like its weights, and [B, H, 1, 4]
         form: first weights, norms, periods
         chunk_size: tokens per chunk; every period is a multiple of it
         write_mask: Bool [B, T]; False tokens are read but write nothing
@@ -151,7 +151,7 @@ def _check(
     if wrong := [period for period in form.periods if period is not None and period % chunk_size]:
         raise UserError(f"form.periods has {wrong[0]}; it must be a multiple of chunk_size={chunk_size}")
     own = [form.first[i] for i in learning]
-    late = [(*form.first[i], form.first[i][0][..., :1, :1].expand(1, -1, 1, 3)) for i in form.late(chunk_size)]
+    late = [(*form.first[i], form.first[i][0][..., :1, :1].expand(1, -1, 1, 4)) for i in form.late(chunk_size)]
     for name, given, wanted in (("weights", weights, own), ("sums", sums, late)):
         like = [x for group in wanted for x in group]
         if len(given) != len(like):

@@ -11,7 +11,7 @@ from neuralmem.ops.continuum.levels import Form, Pair, step
 from neuralmem.typing import Tensor, Tensors
 
 Sums = tuple[Tensor, Tensor, Tensor]
-"""Of a level since its last update: gradient of up, gradient of down, [B, H, 1, 3] of tokens, forgetting and loss."""
+"""Of a level since its last update: gradients of up and of down, [B, H, 1, 4] of tokens, forgetting, two curvatures."""
 
 
 def chunked(
@@ -60,8 +60,9 @@ def _chunk(form: Form, size: int, tokens: list[Tensor], count: Tensor, weights: 
         if i in learning:
             at = learning.index(i)
             error = form.clipped((k + p.added if form.residual else p.added) - v)
-            up, down, loss = form.gradient(p, error, theta[..., at])
-            tally = torch.stack([count[:, None].expand_as(loss), alpha[..., at].sum(-1), loss], dim=-1)[..., None, :]
+            up, down, curvature = form.gradient(p, error, theta[..., at])
+            parts = [count[:, None].expand_as(curvature[..., 0]), alpha[..., at].sum(-1), *curvature.unbind(-1)]
+            tally = torch.stack(parts, dim=-1)[..., None, :]
             gathered[i] = (up, down, tally) if i not in kept else _add(kept[i], (up, down, tally))
     surprise = (form.gather(k, added) - v).square().sum(-1)
     probe.observe("surprise", surprise, tokens=2)  # always: a checkpoint compares what forward and backward save
@@ -82,9 +83,9 @@ def _settle(form: Form, size: int, pairs: list[Pair], gathered: dict[int, Sums])
             slower = base
             continue
         up, down, tally = gathered[i]
-        tokens, forget, loss = tally[..., None].unbind(-2)
+        tokens, forget = tally[..., :1], tally[..., 1:2]
         due = (tokens > 0) & (tokens + size > period)
-        stepped = step(pairs[i], base, (up, down), forget, loss)
+        stepped = step(pairs[i], base, (up, down), forget, tally[..., 2:])
         if form.nested:
             stepped = (torch.where(anew, base[0], stepped[0]), torch.where(anew, base[1], stepped[1]))
             due = due | anew

@@ -14,7 +14,6 @@ from neuralmem.typing import Tensor, Tensors
 
 Pair = tuple[Tensor, Tensor]
 """up [B or 1, H, 2 h, D] and down [B or 1, H, D, h] of one level."""
-TINY = 1e-12  # beside L + 2 |G|^2, so that a period without loss divides by something
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class Form:
         return error * (error.square().mean(-1, keepdim=True) / self.clip**2).clamp(min=1).rsqrt()
 
     def gradient(self, p: "Pass", error: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """sum_t theta_t of the gradients of one level's loss, and of the losses.
+        """sum_t theta_t of the gradients of one level's loss, and a bound of its curvature by each matrix.
 
         Args:
             p: keys that passed the level
@@ -104,14 +103,30 @@ class Form:
             theta: [B, H, T]
 
         Returns:
-            Gradients [B, H, 2 h, D] and [B, H, D, h], and the loss [B, H].
+            Gradients [B, H, 2 h, D] and [B, H, D, h], and the bounds [B, H, 2].
         """
         delta = 2 * theta[..., None] * error
         back = self.matmul(delta, p.down)
         s = torch.sigmoid(p.gate)
-        slopes = torch.cat([back * p.value * s * (1 + p.gate * (1 - s)), back * F.silu(p.gate)], dim=-1)
-        loss = (theta * error.square().sum(-1)).sum(-1)
-        return self.matmul(slopes.mT, p.u), self.matmul(delta.mT, p.hidden), loss
+        by_gate, by_value = p.value * s * (1 + p.gate * (1 - s)), F.silu(p.gate)
+        slopes = torch.cat([back * by_gate, back * by_value], dim=-1)
+        columns = p.down.square().sum(-2)[..., None, :]  # [B or 1, H, 1, h]
+        reach = (columns * (by_gate.square() + by_value.square())).sum(-1)  # s_t^2
+        curvature = self.curvature(p.hidden, p.u, reach, theta)
+        return self.matmul(slopes.mT, p.u), self.matmul(delta.mT, p.hidden), curvature
+
+    def curvature(self, hidden: Tensor, u: Tensor, reach: Tensor, theta: Tensor) -> Tensor:
+        """2 max_t sum_s theta_s (s_t^2 + s_s^2) |u_t u_s| / 2, then of |z_t z_s|, [B, H, 2]: README.md, a step's size.
+
+        Args:
+            hidden, u: z and n(x), [B, H, T, h] and [B, H, T, D]
+            reach: s^2, [B, H, T]
+            theta: [B, H, T]; tokens with none do not count
+        """
+        up = self.matmul(u, u.mT).abs() * (reach[..., None] + reach[..., None, :]) / 2
+        down = self.matmul(hidden, hidden.mT).abs()
+        both = [torch.where(theta > 0, (x * theta[..., None, :]).sum(-1), 0).amax(-1) for x in (up, down)]
+        return 2 * torch.stack(both, dim=-1)
 
 
 @dataclass(frozen=True)
@@ -134,17 +149,18 @@ class Pass:
     added: Tensor
 
 
-def step(pair: Pair, base: Pair, gradient: Pair, forget: Tensor, loss: Tensor) -> Pair:
-    """W - f (W - W_0) - G / (1 + 2 |G|^2 / L): one update of a level at its period's end.
+def step(pair: Pair, base: Pair, gradient: Pair, forget: Tensor, curvature: Tensor) -> Pair:
+    """W - f (W - W_0) - G / (1 + c), matrix by matrix: one update of a level at its period's end.
 
     Args:
         pair: W
         base: W_0, which forgetting leads back to
         gradient: G, of both matrices
         forget: f [B, H, 1, 1]
-        loss: L [B, H, 1, 1], the sum of theta_t |error_t|^2 over the period
+        curvature: c [B, H, 1, 2], bounds of that of the period's loss by either matrix
     """
-    square = sum((g.square().sum((-2, -1), keepdim=True) for g in gradient), torch.zeros_like(loss))
-    scale = (loss + TINY) / (loss + 2 * square + TINY)
-    up, down = (w - forget * (w - b) - scale * g for w, b, g in zip(pair, base, gradient, strict=True))
+    up, down = (
+        w - forget * (w - b) - g / (1 + c)
+        for w, b, g, c in zip(pair, base, gradient, curvature.split(1, -1), strict=True)
+    )
     return up, down

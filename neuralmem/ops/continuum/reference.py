@@ -10,7 +10,7 @@ from torch.func import grad
 from torch.nn import functional as F
 
 from neuralmem import probe
-from neuralmem.ops.continuum.levels import TINY, Form, Pair
+from neuralmem.ops.continuum.levels import Form, Pair
 from neuralmem.typing import Tensor, Tensors
 
 
@@ -55,6 +55,30 @@ def _level(form: Form, i: int, x: Tensor, pair: Pair) -> Tensor:
     return torch.einsum("bhij,bhj->bhi", pair[1].expand(len(x), -1, -1, -1), F.silu(gate) * value)
 
 
+def _inside(form: Form, i: int, x: Tensor, pair: Pair) -> Tensors:
+    """z, n(x) and s^2 of one level: s^2 is the squared norm of W_down diag(dz / dW_up n(x))."""
+    u = F.rms_norm(x, x.shape[-1:], form.gains[i], form.eps)
+    gate, value = torch.einsum("bhij,bhj->bhi", pair[0].expand(len(x), -1, -1, -1), u).chunk(2, -1)
+    slope = torch.sigmoid(gate) + F.silu(gate) * (1 - torch.sigmoid(gate))
+    moved = [pair[1] * x[..., None, :] for x in (value * slope, F.silu(gate))]
+    return F.silu(gate) * value, u, sum((m.square().sum((-2, -1)) for m in moved), torch.zeros_like(gate[..., 0]))
+
+
+def _curvature(seen: list[Tensors]) -> list[Tensor]:
+    """2 max_t sum_s theta_s k_ts over the written tokens of a chunk, [B, H] for each matrix.
+
+    k_ts is (s_t^2 + s_s^2) |u_t u_s| / 2 for up, |z_t z_s| for down.
+    """
+    largest = [torch.zeros_like(seen[0][0])] * 2
+    for theta, z, u, reach in seen:
+        rows = [torch.zeros_like(theta)] * 2
+        for t, other, at, far in seen:
+            rows[0] = rows[0] + t * (reach + far) / 2 * (u * at).sum(-1).abs()
+            rows[1] = rows[1] + t * (z * other).sum(-1).abs()
+        largest = [torch.maximum(a, torch.where(theta > 0, b, 0)) for a, b in zip(largest, rows, strict=True)]
+    return [2 * x for x in largest]
+
+
 def _read(form: Form, x: Tensor, pairs: list[Pair]) -> list[Tensor]:
     """What is read after each level, then the answer; [B, H, D] each."""
     h, seen = x, []
@@ -67,13 +91,14 @@ def _read(form: Form, x: Tensor, pairs: list[Pair]) -> list[Tensor]:
 
 
 class _State:
-    """Weights and sums by level; sums are gradient of up, of down, tokens, forgetting, loss."""
+    """Weights and sums by level; sums are gradient of up, of down, tokens, forgetting, curvatures."""
 
     def __init__(self, form: Form, size: int, tensors: Tensors) -> None:
         self.form, self.size, rest = form, size, list(tensors)
         self.learning = [i for i, period in enumerate(form.periods) if period is not None]
         self.pair: dict[int, Pair] = {i: (rest.pop(0), rest.pop(0)) for i in self.learning}
         self.sums: dict[int, list[Tensor]] = {}
+        self.seen: dict[int, list[Tensors]] = {i: [] for i in self.learning}  # of a chunk's tokens: theta, z, n(x), s^2
         for i in self.learning:
             if i in form.late(size):
                 up, down, tally = rest.pop(0), rest.pop(0), rest.pop(0)
@@ -83,7 +108,7 @@ class _State:
 
     def zeros(self, i: int) -> list[Tensor]:
         one = self.pair[i][0][..., :1, :1]
-        return [torch.zeros_like(x) for x in (*self.pair[i], one, one, one)]
+        return [torch.zeros_like(x) for x in (*self.pair[i], one, one, one, one)]
 
     def weights(self) -> Tensors:
         return tuple(x for i in self.learning for x in self.pair[i])
@@ -109,9 +134,9 @@ class _State:
                 return torch.where(length > limit, 2 * limit * length - limit**2, length**2).sum()
 
             up, down = grad(loss)(self.pair[i])
-            length = error(self.pair[i]).square().sum(-1).sqrt().clamp(max=limit)
             t = theta[..., at]
-            new = [x[..., None, None] for x in (torch.ones_like(t), alpha[..., at], t * length**2)]
+            self.seen[i].append((t * real[:, None], *_inside(form, i, k + chained, self.pair[i])))
+            new = [x[..., None, None] for x in (torch.ones_like(t), alpha[..., at], 0 * t, 0 * t)]
             new = [t[..., None, None] * up, t[..., None, None] * down, *new]
             rows = real[:, None, None, None]
             self.sums[i] = [torch.where(rows, a + b, a) for a, b in zip(self.sums[i], new, strict=True)]
@@ -119,17 +144,19 @@ class _State:
     def end_chunk(self) -> None:
         """Update every level whose period has no room for another chunk, the slowest first."""
         form, slower, anew = self.form, self.form.first[-1], torch.tensor(False)
+        for i in self.learning:
+            bounds = zip(self.sums[i][-2:], _curvature(self.seen[i]), strict=True)
+            self.sums[i][-2:] = [a + b[..., None, None] for a, b in bounds]
+            self.seen[i] = []
         for i in reversed(range(len(form.periods))):
             base = slower if form.nested else form.first[i]
             slower, period = base, form.periods[i]
             if period is None:
                 continue
-            *gradient, tokens, forget, loss = self.sums[i]
-            square = sum(g.square().sum((-2, -1), keepdim=True) for g in gradient)
-            shorter = (loss + TINY) / (loss + 2 * square + TINY)
+            *gradient, tokens, forget, of_up, of_down = self.sums[i]
             due = (tokens > 0) & (tokens + self.size > period)
-            both = zip(self.pair[i], base, gradient, strict=True)
-            new = [torch.where(due, w - forget * (w - b) - shorter * g, w) for w, b, g in both]
+            both = zip(self.pair[i], base, gradient, (of_up, of_down), strict=True)
+            new = [torch.where(due, w - forget * (w - b) - g / (1 + c), w) for w, b, g, c in both]
             if form.nested:
                 new, due = [torch.where(anew, b, w) for w, b in zip(new, base, strict=True)], due | anew
                 anew = due
