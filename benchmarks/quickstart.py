@@ -18,10 +18,11 @@ from typing import Any
 
 from record import write
 
+from neuralmem.evaluation.summary import CONTROLS
+
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs" / "images" / "quickstart.png"
 MODELS = {"quickstart": "Titans MAG", "quickstart_baseline": "sliding-window Transformer"}
-CONTROLS = ("none", "frozen", "off", "reset")
 
 
 def run(*arguments: str) -> float:
@@ -71,7 +72,7 @@ def lines(rows: list[dict[str, Any]]) -> list[str]:
     shown = [f"| found beyond reach (95%, n) | {' | '.join(f'{length:,} tokens' for length in lengths)} |"]
     shown.append("|---" * (len(lengths) + 1) + "|")
     for row in rows:
-        for ablation in CONTROLS:
+        for ablation in ("none", *CONTROLS):
             cells = {int(cell["nominal_len"]): found(cell) for cell in row["table"] if cell["ablation"] == ablation}
             if cells:
                 name = MODELS[row["config"]] + ("" if ablation == "none" else f", memory {ablation}")

@@ -13,14 +13,9 @@ from typing import Any
 
 import torch
 
+from neuralmem.provenance import processor
+
 RESULTS = Path(__file__).parent / "results"
-
-
-def processor() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else []
-    return names[0].strip() if names else platform.processor() or platform.machine()
 
 
 def machine() -> dict[str, Any]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from neuralmem.evaluation.heatmap import COLOURS, EMPTY, INK, PAPER, REACH, short
+from neuralmem.evaluation.heatmap import COLOURS, EMPTY
+from neuralmem.evaluation.pictures import INK, PAPER, REACH, save, short
 from neuralmem.evaluation.stats import wilson
 
 SHOWN = 32  # prompts of a picture, at most
@@ -57,10 +58,7 @@ def draw(rows: Sequence[Row], folder: Path, checkpoint: str) -> list[Path]:
         own = [row for row in rows if (row["task"], row["haystack_id"], row["nominal_len"]) == name]
         plain = "".join(c if c.isalnum() or c in "-_" else "-" for c in name[1].split(":")[0])
         path = folder / f"attribution_{name[0]}_{plain}_{name[2]}.png"
-        partial = path.with_suffix(".png.partial")
-        picture(own, checkpoint).savefig(partial, dpi=160, format="png", facecolor=PAPER)
-        partial.replace(path)
-        written.append(path)
+        written.append(save(picture(own, checkpoint), path))
     return written
 
 

@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 from neuralmem.errors import UserError
 from neuralmem.evaluation.curves import Curve, Curves
 from neuralmem.evaluation.facts import Facts
-from neuralmem.evaluation.lines import Line
 from neuralmem.evaluation.script import Script, Writer
 from neuralmem.evaluation.streams import CONTROLS, Cell, Row, answers, share, values, with_value
+from neuralmem.evaluation.tables import Line
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Capacity:
         for column, name in (("bits told", "all that was told"), ("linear memory", "a linear memory")):
             curves.append(Curve(name, [(line["pairs"], line[column], None, None) for line in lines], ":", marks=False))
         axes = "pairs read", "bits that came back"
-        return Curves("capacity", *axes, curves, note=self.notes(rows)[0], share=False)
+        return Curves("capacity", *axes, curves, note=self.notes(rows)[0], scale="amount")
 
     def notes(self, rows: Sequence[Row]) -> list[str]:
         lines, size = self.lines(rows), rows[0]["state_bytes"]

@@ -6,8 +6,6 @@ does not exist.
 Source: `published.py`; evaluation.md sections 1 and 3.
 """
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from neuralmem.errors import UserError
-from neuralmem.evaluation.heatmap import INK, PAPER, REACH, short
+from neuralmem.evaluation.pictures import INK, PAPER, REACH, short
 from neuralmem.evaluation.prompts import TASKS
 from neuralmem.evaluation.published import Published, Source, published
 from neuralmem.evaluation.rows import Row
@@ -128,16 +126,6 @@ def table_rows(comparison: Comparison) -> list[dict[str, Any]]:
             | {"null": "", "source": cell.source.name, "paper": cell.source.paper, "unverified": cell.unverified}
         )
     return rows
-
-
-def to_csv(comparisons: Sequence[Comparison]) -> str:
-    """All of them, a line per score; an unknown score is empty."""
-    rows = [row for comparison in comparisons for row in table_rows(comparison)]
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return text.getvalue()
 
 
 def print_comparisons(comparisons: Sequence[Comparison], console: Console) -> None:

@@ -5,7 +5,6 @@ is about the same needles. What is weighed against accuracy is what has to be ke
 """
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,11 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from neuralmem.evaluation.report import reach_note
 from neuralmem.evaluation.rows import Row
 from neuralmem.evaluation.stats import Share, wilson
 from neuralmem.evaluation.summary import Group, score
-from neuralmem.evaluation.table import NARROW
+from neuralmem.evaluation.tables import reach_note, screen
 
 
 class Contender(NamedTuple):
@@ -129,7 +127,7 @@ def to_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 def print_comparison(outcomes: Sequence[Outcome], title: str, reach: int, console: Console | None = None) -> None:
     """Print a table with a section per group."""
-    console = console or Console(width=None if sys.stdout.isatty() else NARROW)
+    console = console or screen()
     table = Table(title=f"memories side by side: {title}", title_style="bold", title_justify="left")
     for name in ("task\nhaystack", "memory"):
         table.add_column(name)

@@ -1,12 +1,11 @@
 """Accuracy against bytes kept: a panel per task and length, a point per memory, a line through those of one kind."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from neuralmem.evaluation.comparison import Outcome
-from neuralmem.evaluation.heatmap import INK, PAPER, short
+from neuralmem.evaluation.pictures import INK, PAPER, save, short
 from neuralmem.evaluation.summary import Group
 
 COLOURS = ["#0f4c66", "#56a8a3", "#e9a23b", "#7a5195", "#e4572e", "#5c6b73", "#8cb369", "#bc5090", "#2f6690", "#a44a3f"]
@@ -15,10 +14,7 @@ MARKERS = "osD^vPX*<>"
 
 def write_figure(outcomes: Sequence[Outcome], path: Path, title: str) -> Path:
     """Write the figure as PNG, whole or not at all."""
-    partial = path.with_suffix(".png.partial")
-    draw(outcomes, title).savefig(partial, dpi=160, format="png", facecolor=PAPER)
-    os.replace(partial, path)
-    return path
+    return save(draw(outcomes, title), path)
 
 
 def draw(outcomes: Sequence[Outcome], title: str) -> Any:

@@ -15,9 +15,9 @@ from typing import ClassVar, NamedTuple
 
 from neuralmem.evaluation.curves import Curve, Curves
 from neuralmem.evaluation.facts import Facts
-from neuralmem.evaluation.lines import Line
 from neuralmem.evaluation.script import Script, Writer
 from neuralmem.evaluation.streams import CONTROLS, Cell, Row, answers, chance, share
+from neuralmem.evaluation.tables import Line
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from typing import ClassVar
 from neuralmem.errors import UserError
 from neuralmem.evaluation.curves import Curves
 from neuralmem.evaluation.facts import Facts
-from neuralmem.evaluation.lines import Line
 from neuralmem.evaluation.script import Question, Script, Writer
 from neuralmem.evaluation.stats import Share, wilson
 from neuralmem.evaluation.streams import CONTROLS, Cell, Row, answers, line_curves, values, with_value
+from neuralmem.evaluation.tables import Line
 
 
 @dataclass(frozen=True)

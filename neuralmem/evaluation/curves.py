@@ -1,16 +1,15 @@
 """Figures of curves: a quantity over lengths or counts, the model beside its controls, with intervals.
 
-Special: the same colours as the heat map; what attention can see by itself is shaded.
+Special: the model and its controls look the same in all of them; what attention can see by itself is shaded.
 """
 
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
+from typing import Any, Literal
 
-from neuralmem.evaluation.heatmap import INK, PAPER, REACH, short
+from neuralmem.evaluation.pictures import GREY, INK, PAPER, REACH, SERIES, dress, save, short, write_titles
 from neuralmem.evaluation.stats import Share
 
 STYLES = {
@@ -19,8 +18,6 @@ STYLES = {
     "off": ("#8a8f3c", "--", 1.3),
     "reset": ("#9b6a8f", "--", 1.3),
 }
-OTHERS = ("#e08e0b", "#237a86", "#a23b3b", "#6b7280", "#7a5195", "#b5b52f", "#c06c9b", "#3b5fa2")
-GREY = "#5c6b73"
 
 
 @dataclass(frozen=True)
@@ -46,11 +43,14 @@ class Curves:
 
     Args:
         title: what was measured
-        x: label of the axis, which is logarithmic to base 2 unless `linear`
-        y: label of the axis; `share` makes it 0 to 100%
+        x: label of the axis, which is logarithmic to base 2 (as far down as it can, where 0 is among its values)
+        y: label of the axis
         curves: in the order of the legend
         reach: tokens on the x axis that attention can see by itself; None: the axis is no distance
+        marks: names of places on the x axis, shown as dotted lines where they lie in the picture
         note: below the figure
+        linear: the x axis is
+        scale: y goes from 0 to 100% ("share"), begins at 0 ("amount"), or is as wide as what it shows ("any")
     """
 
     title: str
@@ -58,9 +58,10 @@ class Curves:
     y: str
     curves: Sequence[Curve]
     reach: int | None = None
+    marks: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
     linear: bool = False
-    share: bool = True
+    scale: Literal["share", "amount", "any"] = "share"
 
 
 def share_curve(name: str, points: Sequence[tuple[float, Share]]) -> Curve:
@@ -74,12 +75,9 @@ def write_curves(curves: Curves, path: Path, about: str) -> Path:
     Args:
         curves: the figure
         path: the file
-        about: second line of the title: the checkpoint
+        about: second line of the title: the checkpoint, and what else is to be known
     """
-    partial = path.with_suffix(".png.partial")
-    draw(curves, about).savefig(partial, dpi=160, format="png", facecolor=PAPER)
-    os.replace(partial, path)
-    return path
+    return save(draw(curves, about), path)
 
 
 def draw(curves: Curves, about: str) -> Any:
@@ -89,33 +87,30 @@ def draw(curves: Curves, about: str) -> Any:
 
     figure = Figure(figsize=(7.2, 4.4), facecolor=PAPER)
     axes = figure.add_axes((0.1, 0.19, 0.64, 0.63))
-    others = iter(OTHERS * 4)
+    others = iter(SERIES * 4)
     for curve in curves.curves:
         _line(axes, curve, next(others))
     xs = sorted({x for curve in curves.curves if curve.marks for x, *_ in curve.points})
     if not curves.linear:
-        axes.set_xscale("log", base=2)
+        if xs and xs[0] <= 0:  # has no place on a logarithmic axis
+            axes.set_xscale("symlog", base=2, linthresh=xs[1] if len(xs) > 1 else 1)
+        else:
+            axes.set_xscale("log", base=2)
         axes.set_xticks(xs if len(xs) < 12 else xs[:: -(-len(xs) // 12)], minor=False)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(round(x))))
         axes.minorticks_off()
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if curves.share:
+    if curves.scale == "share":
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    else:
+    elif curves.scale == "amount":
         axes.set_ylim(bottom=0)
     _reach(axes, curves, xs)
-    axes.set_xlabel(curves.x, fontsize=9.5, color=INK)
-    axes.set_ylabel(curves.y, fontsize=9.5, color=INK)
-    axes.tick_params(colors=INK, labelsize=8.5)
-    axes.grid(color="#e6e6e6", linewidth=0.7)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    _marks(axes, curves, xs)
+    dress(axes, curves.x, curves.y)
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, fontsize=8.5, labelcolor=INK)
-    figure.text(0.1, 0.935, curves.title, fontsize=13, weight="bold", color=INK)
-    figure.text(0.1, 0.88, about, fontsize=8, color=GREY)
+    write_titles(figure, curves.title, about)
     figure.text(0.1, 0.06, "\n".join(wrap(curves.note, 115)), fontsize=7.5, color=GREY, va="top")
     return figure
 
@@ -142,7 +137,9 @@ def _line(axes: Any, curve: Curve, other: str) -> None:
 def _reach(axes: Any, curves: Curves, xs: Sequence[float]) -> None:
     if curves.reach is None or not xs or curves.reach < xs[0]:
         return
-    axes.axvspan(axes.get_xlim()[0], min(curves.reach, axes.get_xlim()[1]), color=REACH, alpha=0.08, linewidth=0)
+    left, right = axes.get_xlim()
+    axes.axvspan(left, min(curves.reach, right), color=REACH, alpha=0.08, linewidth=0)
+    axes.set_xlim(left, right)  # the shade would make room for itself
     axes.annotate(
         f"in reach of attention\n({curves.reach:,} tokens)" if curves.reach < xs[-1] else "all in reach of attention",
         (0.02, 0.04),
@@ -150,3 +147,11 @@ def _reach(axes: Any, curves: Curves, xs: Sequence[float]) -> None:
         fontsize=7.5,
         color=REACH,
     )
+
+
+def _marks(axes: Any, curves: Curves, xs: Sequence[float]) -> None:
+    for name, place in curves.marks.items():
+        if xs and xs[0] < place < xs[-1]:
+            axes.axvline(place, color=GREY, linestyle=":", linewidth=1.2)
+            at = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+            axes.text(place, 1.01, f"{name} {short(round(place))}", fontsize=7.5, color=GREY, **at)

@@ -18,9 +18,9 @@ from neuralmem.errors import UserError
 from neuralmem.evaluation.curves import Curve, Curves
 from neuralmem.evaluation.decay import Fit, HalfLife, half_life
 from neuralmem.evaluation.facts import Facts
-from neuralmem.evaluation.lines import Line
 from neuralmem.evaluation.script import Script, Writer
 from neuralmem.evaluation.streams import CONTROLS, Cell, Row, answers, chance, line_curves, mean_nll, score
+from neuralmem.evaluation.tables import Line
 
 FORMS = ("exponential", "power law")
 

@@ -5,17 +5,17 @@ checkpoint's controls stand beside it in the same colours.
 Source: the grid is gkamradt/LLMTest_NeedleInAHaystack's; no judge, the score is a match (evaluation.md section 4.2).
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from neuralmem.evaluation.pictures import GREY, INK, PAPER, REACH, save, short
 from neuralmem.evaluation.rows import Row
 from neuralmem.evaluation.summary import CONTROLS, Grid, is_counted, score
 
 WHOLE = Grid((0.0,), assigned=False)  # where the answer is spread over the whole haystack, depths mean nothing
 COLOURS = ["#fbf3e4", "#d9e6cf", "#9fcfbb", "#56a8a3", "#237a86", "#0f4c66"]  # none found to all found
-INK, PAPER, EMPTY, REACH = "#1d2b33", "#ffffff", "#ececec", "#e4572e"
+EMPTY = "#ececec"
 
 
 def write_heatmaps(rows: Sequence[Row], grid: Grid, folder: Path, checkpoint: str) -> list[Path]:
@@ -25,12 +25,7 @@ def write_heatmaps(rows: Sequence[Row], grid: Grid, folder: Path, checkpoint: st
         own = [row for row in rows if (row.task, row.protocol, row.haystack_id) == name]
         plain = "".join(c if c.isalnum() or c in "-_" else "-" for c in name[2].split(":")[0])
         path = folder / f"heatmap_{name[0]}_{name[1]}_{plain}.png"
-        partial = path.with_suffix(".png.partial")
-        draw(own, WHOLE if is_counted(own[0]) else grid, checkpoint).savefig(
-            partial, dpi=160, format="png", facecolor=PAPER
-        )
-        os.replace(partial, path)
-        written.append(path)
+        written.append(save(draw(own, WHOLE if is_counted(own[0]) else grid, checkpoint), path))
     return written
 
 
@@ -144,7 +139,7 @@ def _words(figure: Any, rows: Sequence[Row], checkpoint: str, height: float) -> 
     figure.text(left, 1 - 0.34 / height, row.task, fontsize=14, weight="bold", color=INK, va="center")
     measure = "exact answers" if row.task == "recall" else "answers found"
     about = f"{measure}, %  ·  haystack {row.haystack_id}  ·  {row.protocol} lengths  ·  n = {n} per length"
-    figure.text(left, 1 - 0.62 / height, f"{checkpoint}  ·  {about}", fontsize=8, color="#5c6b73", va="center")
+    figure.text(left, 1 - 0.62 / height, f"{checkpoint}  ·  {about}", fontsize=8, color=GREY, va="center")
     note = _note(row, {r.beyond_window for r in plain})
     figure.text(left, 0.2 / height, note, fontsize=8, color=REACH, va="center")
 
@@ -161,16 +156,3 @@ def _note(row: Row, beyond: set[bool]) -> str:
     if beyond == {True}:
         return f"every needle lies beyond the reach of attention ({row.reach:,} tokens)"
     return "a needle of every prompt lies in reach of attention"
-
-
-def short(length: int) -> str:
-    """A length as one reads it.
-
-    Example:
-        >>> short(1024), short(65536), short(1 << 20), short(1000), short(96)
-        ('1k', '64k', '1m', '1,000', '96')
-    """
-    for size, letter in ((1 << 20, "m"), (1 << 10, "k")):
-        if length >= size and length % size == 0:
-            return f"{length // size}{letter}"
-    return f"{length:,}"

@@ -10,7 +10,6 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -19,7 +18,8 @@ from torch import Tensor
 
 from neuralmem import probe
 from neuralmem.data.needles import NeedleFormat
-from neuralmem.evaluation.heatmap import COLOURS, INK, PAPER, REACH
+from neuralmem.evaluation.heatmap import COLOURS
+from neuralmem.evaluation.pictures import INK, PAPER, REACH
 from neuralmem.generation.protocol import TokenizerLike, device_of
 from neuralmem.models.causal_lm import CausalLM
 
@@ -187,10 +187,3 @@ def _shades(count: int) -> list[Any]:
     from matplotlib import colormaps
 
     return [colormaps["viridis"](0.35 + 0.5 * i / max(1, count - 1)) for i in range(count)]
-
-
-def save(figure: Any, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
-    partial = path.with_suffix(".png.partial")
-    figure.savefig(partial, dpi=160, format="png", facecolor=PAPER)
-    partial.replace(path)

@@ -13,9 +13,9 @@ from typing import ClassVar
 
 from neuralmem.evaluation.curves import Curves
 from neuralmem.evaluation.facts import Facts
-from neuralmem.evaluation.lines import Line
 from neuralmem.evaluation.script import Script, Writer
 from neuralmem.evaluation.streams import Cell, Row, answers, chance, line_curves, score, values, with_value
+from neuralmem.evaluation.tables import Line
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 from neuralmem.evaluation.curves import Curve, Curves, share_curve
 from neuralmem.evaluation.facts import Facts
 from neuralmem.evaluation.journal import Journal
-from neuralmem.evaluation.lines import Line
 from neuralmem.evaluation.listener import Listener, Reply
 from neuralmem.evaluation.rows import Subject
 from neuralmem.evaluation.script import Script
 from neuralmem.evaluation.stats import Share, wilson
+from neuralmem.evaluation.tables import Line
 
 Row = dict[str, Any]
 """Results of one script under one control; its `answers` are as `describe` makes them."""

@@ -4,8 +4,6 @@ Special: a needle score says nothing about memory unless the needle was out of a
 checkpoint fails without its memory; so the two stand on every line.
 """
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,6 +11,7 @@ from typing import NamedTuple
 from neuralmem.evaluation.prompts import TASKS
 from neuralmem.evaluation.rows import Row
 from neuralmem.evaluation.stats import Share, wilson
+from neuralmem.evaluation.tables import with_ends
 
 CONTROLS = ("frozen", "off", "reset", "shuffled")
 
@@ -114,35 +113,35 @@ class Grid(NamedTuple):
         return bins
 
 
-def to_csv(rows: Sequence[Row], grid: Grid) -> str:
-    """One line per task, haystack, length, ablation and depth (and "all"), with accuracies, intervals and n."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    columns = (
-        "task protocol haystack nominal_len prompt_tokens reach null ablation depth_pct n accuracy low high "
-        "n_beyond beyond beyond_low beyond_high official strict rank1 answer_nll"
-    )
-    table.writerow(columns.split())
+def by_depth(rows: Sequence[Row], grid: Grid) -> list[dict[str, object]]:
+    """Columns of a line per task, haystack, length, ablation and depth (and "all"): accuracies, intervals and n."""
+    lines: list[dict[str, object]] = []
     for line in summarise(rows):
-        own = [r for r in rows if Group(r.task, r.protocol, r.haystack_id, r.nominal_len) == line.group]
+        group = line.group
+        about: dict[str, object] = {"task": group.task, "protocol": group.protocol, "haystack": group.haystack}
+        about |= {"nominal_len": group.length, "prompt_tokens": line.tokens, "reach": line.reach, "null": line.null}
+        own = [r for r in rows if Group(r.task, r.protocol, r.haystack_id, r.nominal_len) == group]
         for ablation in sorted({r.ablation for r in own}, key=("none", *CONTROLS).index):
             ran = [r for r in own if r.ablation == ablation]
             bins = {} if is_counted(ran[0]) else grid.bins(ran)
             for depth, some in [("all", ran), *bins.items()]:
                 if some:
-                    head = [*line.group, round(line.tokens, 1), line.reach, round(line.null, 6)]
-                    table.writerow([*head, ablation, depth, *_numbers(some)])
-    return text.getvalue()
+                    lines.append(about | {"ablation": ablation, "depth_pct": depth} | _numbers(some))
+    return lines
 
 
-def _numbers(rows: list[Row]) -> list[object]:
+def _numbers(rows: list[Row]) -> dict[str, object]:
     accuracy, beyond = _share(map(score, rows)), _share(score(r) for r in rows if r.beyond_window)
     nll = [r.answer_nll for r in rows if r.answer_nll is not None]
-    means: list[object] = [sum(getattr(r, name) for r in rows) / len(rows) for name in ("official", "strict")]
     first = [r.rank_of_10 == 1 for r in rows if r.rank_of_10 is not None]
-    means += [sum(first) / len(first) if first else "", sum(nll) / len(nll) if nll else float("nan")]
-    shares = [len(rows), *accuracy[2:], beyond.n, *(beyond[2:] if beyond.n else ("", "", ""))]
-    return [round(x, 6) if isinstance(x, float) else x for x in [*shares, *means]]
+    return {
+        "n": len(rows),
+        **{"accuracy": accuracy.share, "low": accuracy.low, "high": accuracy.high},
+        **{"n_beyond": beyond.n, **with_ends("beyond", beyond)},
+        **{name: sum(getattr(r, name) for r in rows) / len(rows) for name in ("official", "strict")},
+        "rank1": sum(first) / len(first) if first else None,
+        "answer_nll": sum(nll) / len(nll) if nll else None,
+    }
 
 
 def _share(hits: Iterable[float]) -> Share:

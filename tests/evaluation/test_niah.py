@@ -28,7 +28,8 @@ from neuralmem.evaluation.recall import (
     training_keys,
 )
 from neuralmem.evaluation.rows import Row, Subject
-from neuralmem.evaluation.summary import CONTROLS, summarise, to_csv
+from neuralmem.evaluation.summary import CONTROLS, by_depth, summarise
+from neuralmem.evaluation.tables import to_csv
 from neuralmem.models.causal_lm import CausalLM
 from neuralmem.models.checkpoint import save
 from tests.evaluation.fake import Oracle
@@ -113,7 +114,7 @@ def test_counting_in_a_window_is_the_null_model(
     (line,) = summarise(found)
     assert line.null == pytest.approx(null)
     assert line.first.n == 0
-    table = list(csv.DictReader(io.StringIO(to_csv(found, settings.grid))))
+    table = list(csv.DictReader(io.StringIO(to_csv(by_depth(found, settings.grid)))))
     assert {row["depth_pct"] for row in table} == {"all"}, "there are no depths"
 
 
@@ -325,7 +326,7 @@ def test_csv_has_a_line_per_depth_and_ablation(
     settings: Settings, oracle: Oracle, subject: Subject, tmp_path: Path, training: TrainingData
 ) -> None:
     found = ask(replace(settings, ablations=("none", "off")), oracle, subject, tmp_path, training)
-    table = list(csv.DictReader(io.StringIO(to_csv(found, settings.grid))))
+    table = list(csv.DictReader(io.StringIO(to_csv(by_depth(found, settings.grid)))))
     assert len(table) == 2 * 2 * (1 + 5)
     assert {(line["depth_pct"], line["n"]) for line in table if line["ablation"] == "off"} == {
         ("all", "10"),

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from neuralmem.evaluation.heatmap import draw, short, write_heatmaps
+from neuralmem.evaluation.heatmap import draw, write_heatmaps
+from neuralmem.evaluation.needle_table import print_table
+from neuralmem.evaluation.pictures import short
 from neuralmem.evaluation.rows import Row
 from neuralmem.evaluation.summary import Grid, summarise
-from neuralmem.evaluation.table import print_table
 
 GRID = Grid((0.0, 50.0, 100.0))
 PLAIN = Row(

@@ -17,7 +17,6 @@ from neuralmem.evaluation.copy import Copy
 from neuralmem.evaluation.curves import draw
 from neuralmem.evaluation.facts import Facts
 from neuralmem.evaluation.half_life import Forgetting
-from neuralmem.evaluation.lines import Line
 from neuralmem.evaluation.listener import Listener
 from neuralmem.evaluation.mqar import ManyQuestions
 from neuralmem.evaluation.overwrite import Overwrite
@@ -27,6 +26,7 @@ from neuralmem.evaluation.script import Ask, Read
 from neuralmem.evaluation.sessions import Sessions
 from neuralmem.evaluation.stats import Share
 from neuralmem.evaluation.streams import CONTROLS, Measure, Row, Sampling, run
+from neuralmem.evaluation.tables import Line
 from neuralmem.tokenizer import ByteTokenizer
 from tests.evaluation.keeper import Keeper, Told
 

@@ -4,18 +4,17 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from neuralmem import durable
 from neuralmem.errors import UserError
 from neuralmem.evaluation.curves import write_curves
 from neuralmem.evaluation.facts import Facts
 from neuralmem.evaluation.haystack import NAMES
 from neuralmem.evaluation.lengths import split_list
-from neuralmem.evaluation.lines import print_lines, to_csv
 from neuralmem.evaluation.listener import Listener
 from neuralmem.evaluation.opened import Opened, add_common_options, check_positive, one_of, open_checkpoint
 from neuralmem.evaluation.screen import progress_bar
 from neuralmem.evaluation.streams import CONTROLS, Measure, Sampling
 from neuralmem.evaluation.streams import run as run_measure
+from neuralmem.evaluation.tables import print_lines, reach_note, write_csv
 
 
 def add_stream_options(parser: argparse.ArgumentParser, command: str, samples: int) -> None:
@@ -92,14 +91,13 @@ def carry_out(options: argparse.Namespace, command: str, choose: Callable[[Opene
         listener = Listener(model, opened.tokenizer, opened.stream_chunk, advance, model.config.attention.segment)
         rows = run_measure(measure, facts, listener, opened.subject, opened.out, sampling, plan)
     lines, notes = measure.lines(rows), measure.notes(rows)
-    reach = "everything (full attention)" if model.reach >= sys.maxsize else f"{model.reach:,} tokens"
     notes += [
-        f"Reach: attention windows and convolutions alone see {reach}; null model: questions they could answer.",
+        reach_note(model.reach) + " Null model: questions that they could answer.",
         "Controls are counted beyond reach: frozen writes nothing, off silences the memory, reset empties the state.",
     ]
     print_lines(f"{command}: {opened.folder}", lines, notes)
     name = command.replace("-", "_")
-    durable.write_file(opened.out / f"{name}.csv", to_csv(lines))
+    table = write_csv(opened.out / f"{name}.csv", lines)
     picture = write_curves(measure.curves(rows), opened.out / f"{name}.png", opened.folder.name)
-    for path in (opened.out / f"{name}.jsonl", opened.out / f"{name}.csv", picture):
+    for path in (opened.out / f"{name}.jsonl", table, picture):
         print(path)

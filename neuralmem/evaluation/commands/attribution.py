@@ -10,7 +10,6 @@ Prints a table; writes attribution.jsonl, attribution.csv and a picture per task
 import argparse
 from pathlib import Path
 
-from neuralmem import durable
 from neuralmem.errors import UserError
 from neuralmem.evaluation.attribution import ABLATIONS, IDENTITY, Replay, grid_unit
 from neuralmem.evaluation.attribution import run as run_attribution
@@ -19,13 +18,13 @@ from neuralmem.evaluation.cell import PROTOCOLS
 from neuralmem.evaluation.haystack import NAMES
 from neuralmem.evaluation.journal import Journal
 from neuralmem.evaluation.lengths import parse_lengths, parse_samples, split_list
-from neuralmem.evaluation.lines import print_lines, to_csv
 from neuralmem.evaluation.niah import Settings
 from neuralmem.evaluation.opened import add_common_options, check_positive, one_of, open_checkpoint
 from neuralmem.evaluation.prompts import find_task
 from neuralmem.evaluation.reader import MODES
 from neuralmem.evaluation.recall import FACTS, read_training_data
 from neuralmem.evaluation.screen import progress_bar
+from neuralmem.evaluation.tables import print_lines, write_csv
 
 EXAMPLES = """examples
   python eval.py attribution --checkpoint runs/quickstart
@@ -92,8 +91,8 @@ def run(options: argparse.Namespace) -> None:
         rows = run_attribution(settings, model, opened.tokenizer, opened.subject, journal, training, replay, plan)
     lines = summarise(rows)
     print_lines(f"where answers come from: {opened.folder}", columns(lines), [NOTES])
-    durable.write_file(out / "attribution.csv", to_csv(lines))
-    for path in [journal.path, out / "attribution.csv", *draw(rows, out, opened.folder.name)]:
+    table = write_csv(out / "attribution.csv", lines)
+    for path in [journal.path, table, *draw(rows, out, opened.folder.name)]:
         print(path)
 
 

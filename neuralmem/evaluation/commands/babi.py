@@ -18,6 +18,7 @@ from neuralmem.evaluation.asking import IDENTITY, ask_missing
 from neuralmem.evaluation.babi import SHOTS, Line, new_tokens, samples, score, summarise, tokenise
 from neuralmem.evaluation.babi_worlds import TASKS
 from neuralmem.evaluation.commands.repeated_words import chosen_ablations
+from neuralmem.evaluation.curves import Curve, Curves, write_curves
 from neuralmem.evaluation.haystack import NAMES, open_haystack
 from neuralmem.evaluation.journal import Journal
 from neuralmem.evaluation.lengths import parse_lengths, split_list
@@ -25,10 +26,8 @@ from neuralmem.evaluation.niah import readings
 from neuralmem.evaluation.opened import Opened, add_common_options, check_positive, one_of, open_checkpoint
 from neuralmem.evaluation.reader import Reader
 from neuralmem.evaluation.recall import read_training_data
-from neuralmem.evaluation.report import Line as Curve
-from neuralmem.evaluation.report import print_report, reach_note, write_csv, write_lines
 from neuralmem.evaluation.screen import progress_bar
-from neuralmem.evaluation.stats import Share
+from neuralmem.evaluation.tables import print_lines, reach_note, with_ends, write_csv
 
 EXAMPLES = """examples
   python eval.py babi --checkpoint runs/quickstart --tasks qa1,qa2 --lengths 0,4k,16k
@@ -88,23 +87,12 @@ def run(options: argparse.Namespace) -> None:
             tokens = options.max_new_tokens or new_tokens(cell)
             rows += ask_missing(cell, ablations, reader, opened.subject, journal, score, tokens, options.batch_size)
     lines = summarise(rows)
-    columns = [
-        "task",
-        "context",
-        "prompt",
-        "control",
-        "accuracy [95%]",
-        "null",
-        "beyond reach (n)",
-        "likeliest label",
-        "chance",
-    ]
     notes = [
         f"{haystack.id}, {options.shots} examples; BABILong's score of the greedy answer. Worlds are our own.",
         reach_note(opened.model.reach) + " Beyond it: the first fact that the answer needs lies farther back.",
         "Null model: the most frequent answer, named every time. Likeliest label: among those not in the question.",
     ]
-    print_report(f"facts in a long text: {opened.folder}", columns, [_cells(line) for line in lines], notes)
+    print_lines(f"facts in a long text: {opened.folder}", [_shown(line) for line in lines], notes)
     pictures = [_draw([x for x in lines if x.task == task], opened, haystack.id) for task in _tasks(options.tasks)]
     for path in (journal.path, write_csv(opened.out / "babi.csv", [_flat(x) for x in lines]), *pictures):
         print(path)
@@ -120,51 +108,37 @@ def _lengths(text: str, train_length: int | None) -> list[int]:
     return [0] * (len(rest) < len(parts)) + (parse_lengths(",".join(rest), train_length) if rest else [])
 
 
-def _cells(line: Line) -> list[str]:
-    control = "memory on" if line.ablation == "none" else line.ablation
-    beyond = f"{_percent(line.beyond)} ({line.beyond.n})" if line.beyond.n else "none"
-    head = [line.task, f"{line.length:,}" if line.length else "facts", f"{line.tokens:,.0f}", control]
-    return [
-        *head,
-        _percent(line.accuracy),
-        f"{100 * line.null:.0f}%",
-        beyond,
-        _percent(line.likeliest),
-        f"{100 * line.chance:.0f}%",
-    ]
-
-
-def _percent(share: Share) -> str:
-    return f"{100 * share.share:.0f}% [{100 * share.low:.0f}, {100 * share.high:.0f}]"
+def _shown(line: Line) -> dict[str, object]:
+    return {
+        "task": line.task,
+        "context": line.length or "facts",
+        "prompt": round(line.tokens),
+        "control": "memory on" if line.ablation == "none" else line.ablation,
+        "accuracy": line.accuracy,
+        "null": f"{100 * line.null:.0f}%",
+        "beyond reach": line.beyond if line.beyond.n else "none",
+        "likeliest label": line.likeliest,
+        "chance": f"{100 * line.chance:.0f}%",
+    }
 
 
 def _flat(line: Line) -> dict[str, object]:
     out: dict[str, object] = {"task": line.task, "length": line.length, "ablation": line.ablation}
     out |= {"n": line.accuracy.n, "prompt_tokens": line.tokens, "n_beyond": line.beyond.n}
     for name in ("accuracy", "beyond", "likeliest"):
-        share = getattr(line, name)
-        out |= {name: share.share, f"{name}_low": share.low, f"{name}_high": share.high}
+        out |= with_ends(name, getattr(line, name))
     return out | {"null": line.null, "chance": line.chance}
 
 
 def _draw(lines: list[Line], opened: Opened, haystack: str) -> Path:
-    curves = {}
+    curves = []
     for name in dict.fromkeys(line.ablation for line in lines):
         own = [line for line in lines if line.ablation == name]
-        label = "memory on" if name == "none" else f"memory {name}"
-        curves[label] = Curve([(x.length, *x.accuracy[2:]) for x in own], dashed=name != "none")
+        curves.append(Curve("memory on" if name == "none" else name, [(x.length, *x.accuracy[2:]) for x in own]))
     own = [line for line in lines if line.ablation == "none"]
-    curves["likeliest label, memory on"] = Curve([(x.length, *x.likeliest[2:]) for x in own])
-    curves["null: most frequent answer"] = Curve([(x.length, x.null, x.null, x.null) for x in own], dashed=True)
-    about = (
-        f"{haystack}  ·  n = {own[0].accuracy.n} per length  ·  95% intervals  ·  reach {opened.model.reach:,} tokens"
-    )
-    path = opened.out / f"babi_{own[0].task}.png"
-    return write_lines(
-        path,
-        curves,
-        f"{opened.folder.name}: {own[0].task}",
-        about,
-        ("tokens of the context, 0: the facts alone", "share of questions"),
-        unit_range=True,
-    )
+    curves.append(Curve("likeliest label", [(x.length, *x.likeliest[2:]) for x in own]))
+    curves.append(Curve("null model", [(x.length, x.null, None, None) for x in own], "--", marks=False))
+    about = f"{opened.folder.name}  ·  {haystack}  ·  n = {own[0].accuracy.n} per length  ·  95% intervals"
+    axes, note = ("tokens of the context, 0: the facts alone", "share of questions"), reach_note(opened.model.reach)
+    figure = Curves(f"facts in a long text: {own[0].task}", *axes, curves, note=note)
+    return write_curves(figure, opened.out / f"babi_{own[0].task}.png", about)

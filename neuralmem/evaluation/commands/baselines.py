@@ -20,9 +20,9 @@ from neuralmem.evaluation.niah import run as run_needles
 from neuralmem.evaluation.opened import Opened, add_common_options, open_checkpoint
 from neuralmem.evaluation.reader import Reader
 from neuralmem.evaluation.recall import read_training_data
-from neuralmem.evaluation.report import write_csv
 from neuralmem.evaluation.rows import Subject
 from neuralmem.evaluation.screen import progress_bar
+from neuralmem.evaluation.tables import write_csv
 
 LISTED = "\n".join(f"  {name:11}{text}" for name, text in names().items())
 EXAMPLES = f"""baselines

@@ -6,16 +6,13 @@ compare_paper.jsonl and compare_paper.png to the folder compare_paper in it. Cel
 
 import argparse
 import json
-import os
-import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from neuralmem import durable
-from neuralmem.evaluation.compare_paper import compare, draw, print_comparisons, table_rows, to_csv
+from neuralmem.evaluation.compare_paper import compare, draw, print_comparisons, table_rows
+from neuralmem.evaluation.pictures import save
 from neuralmem.evaluation.rows import read_results
-from neuralmem.evaluation.table import NARROW
+from neuralmem.evaluation.tables import screen, write_csv
 
 EXAMPLES = """example
   python eval.py compare-paper --out runs/mac_170m/niah
@@ -41,14 +38,12 @@ def run(options: argparse.Namespace) -> None:
     """
     results = Path(options.out)
     comparisons = compare(read_results(results))
-    print_comparisons(comparisons, Console(width=None if sys.stdout.isatty() else NARROW))
+    print_comparisons(comparisons, screen())
     out = results / "compare_paper"  # of its own, so that the report of the results stays theirs
     out.mkdir(exist_ok=True)
     rows = [row for comparison in comparisons for row in table_rows(comparison)]
-    durable.write_file(out / "compare_paper.csv", to_csv(comparisons))
+    write_csv(out / "compare_paper.csv", rows)
     durable.write_file(out / "compare_paper.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    partial = out / "compare_paper.png.partial"
-    draw(comparisons, results.resolve().parent.name).savefig(partial, dpi=160, format="png")
-    os.replace(partial, out / "compare_paper.png")
+    save(draw(comparisons, results.resolve().parent.name), out / "compare_paper.png")
     for name in ("compare_paper.csv", "compare_paper.jsonl", "compare_paper.png"):
         print(out / name)

@@ -13,16 +13,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from neuralmem import durable
 from neuralmem.errors import UserError
 from neuralmem.evaluation.journal import Journal
 from neuralmem.evaluation.lengths import parse_lengths
-from neuralmem.evaluation.lines import print_lines, to_csv
-from neuralmem.evaluation.look import Seen, Span, draw, find_facts, look, save, summarise
+from neuralmem.evaluation.look import Seen, Span, draw, find_facts, look, summarise
 from neuralmem.evaluation.niah import Settings, cells
 from neuralmem.evaluation.opened import Opened, add_common_options, check_positive, open_checkpoint
+from neuralmem.evaluation.pictures import save
 from neuralmem.evaluation.prompts import find_task
 from neuralmem.evaluation.recall import FACTS, read_training_data
+from neuralmem.evaluation.tables import print_lines, write_csv
 
 EXAMPLES = """examples
   python eval.py look --checkpoint runs/quickstart
@@ -77,10 +77,10 @@ def run(options: argparse.Namespace) -> None:
     seen = [Seen(module, one["tokens"], one["steps"]) for module, one in row["modules"].items()]
     lines = summarise(seen, facts, asked, len(ids))
     print_lines(f"what the memory does: {opened.folder}, {name}", [_printed(line) for line in lines], [NOTES])
-    durable.write_file(opened.out / "look.csv", to_csv(lines))
+    table = write_csv(opened.out / "look.csv", lines)
     title = f"{opened.folder.name}  ·  {name}, {len(ids):,} tokens"
     save(draw(seen, facts, asked, row["step"], title), opened.out / "look.png")
-    for path in (journal.path, opened.out / "look.csv", opened.out / "look.png"):
+    for path in (journal.path, table, opened.out / "look.png"):
         print(path)
 
 

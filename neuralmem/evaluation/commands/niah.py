@@ -31,6 +31,7 @@ from neuralmem.evaluation.comparison import Contender, compare, print_comparison
 from neuralmem.evaluation.haystack import NAMES
 from neuralmem.evaluation.heatmap import write_heatmaps
 from neuralmem.evaluation.lengths import parse_depths, parse_lengths, parse_samples, split_list
+from neuralmem.evaluation.needle_table import print_table
 from neuralmem.evaluation.niah import DEPTHS, Settings
 from neuralmem.evaluation.niah import run as run_needles
 from neuralmem.evaluation.opened import add_common_options, check_positive, one_of, open_checkpoint
@@ -38,8 +39,8 @@ from neuralmem.evaluation.prompts import find_task
 from neuralmem.evaluation.reader import ABLATIONS, Reader
 from neuralmem.evaluation.recall import TrainingData, read_training_data
 from neuralmem.evaluation.screen import progress_bar
-from neuralmem.evaluation.summary import summarise, to_csv
-from neuralmem.evaluation.table import print_table
+from neuralmem.evaluation.summary import by_depth, summarise
+from neuralmem.evaluation.tables import write_csv
 
 EXAMPLES = """examples
   python eval.py niah --checkpoint runs/quickstart
@@ -120,8 +121,8 @@ def run(options: argparse.Namespace) -> None:
     if options.baseline:
         plain = [row for row in rows if row.ablation == "none"]
         print_comparison(compare([Contender(subject.baseline, plain)]), str(opened.folder), model.reach)
-    durable.write_file(out / "table.csv", to_csv(rows, settings.grid))
-    for path in [out / "rows.jsonl", out / "table.csv", *write_heatmaps(rows, settings.grid, out, opened.folder.name)]:
+    table = write_csv(out / "table.csv", by_depth(rows, settings.grid))
+    for path in [out / "rows.jsonl", table, *write_heatmaps(rows, settings.grid, out, opened.folder.name)]:
         print(path)
 
 

@@ -20,14 +20,17 @@ from neuralmem.evaluation.lengths import parse_tokens, split_list
 from neuralmem.evaluation.losses import READINGS, LossReader, Reading
 from neuralmem.evaluation.opened import add_common_options, check_positive, one_of, open_checkpoint
 from neuralmem.evaluation.perplexity import IDENTITY, Line, measure, null_models, pieces, summarise
+from neuralmem.evaluation.pictures import save
+from neuralmem.evaluation.points import draw
 from neuralmem.evaluation.recall import read_training_data
-from neuralmem.evaluation.report import interval, print_report, reach_note, write_csv, write_points
 from neuralmem.evaluation.screen import progress_bar
+from neuralmem.evaluation.tables import interval, print_lines, reach_note, with_ends, write_csv
 
 EXAMPLES = """examples
   python eval.py perplexity --checkpoint runs/quickstart
   python eval.py perplexity --checkpoint runs/mac_170m --haystack file:books.jsonl --tokens 4m
 """
+PERPLEXITY = "perplexity [95%]"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -69,30 +72,19 @@ def run(options: argparse.Namespace) -> None:
         plan(sum(reader.cost(len(d.tokens), reading) for d in documents for reading in readings))
         rows = measure(documents, reader, readings, opened.subject, journal, options.batch_size)
     lines, nulls = summarise(rows, options.seed), null_models(documents, opened.tokenizer.vocab_size)
-    print_report(
-        f"perplexity: {opened.folder}",
-        [
-            "memory",
-            "perplexity [95%]",
-            "bits per byte",
-            "beyond reach",
-            "loss less that of on",
-            "the same beyond reach",
-        ],
-        [_cells(line) for line in lines]
-        + [[f"null: {k}", f"{math.exp(v):.2f}", "", "", "", ""] for k, v in nulls.items()],
-        _notes(text.id, documents, model.reach),
-    )
+    shown = [_shown(line) for line in lines]
+    shown += [{"memory": f"null: {name}", PERPLEXITY: f"{math.exp(loss):.2f}"} for name, loss in nulls.items()]
+    print_lines(f"perplexity: {opened.folder}", shown, _notes(text.id, documents, model.reach))
     summary = [_flat(line) for line in lines]
-    write_points(
-        opened.out / "perplexity.png",
+    figure = draw(
         {line.memory: line.loss for line in lines},
+        {"frequencies": nulls["frequencies"]},
+        "loss, nats per token",
         f"{opened.folder.name}: loss of held-out text",
         f"{text.id}  ·  {lines[0].loss.n} documents  ·  95% intervals over documents",
-        "loss, nats per token",
-        nulls={"frequencies": nulls["frequencies"]},
     )
-    for path in (journal.path, write_csv(opened.out / "perplexity.csv", summary), opened.out / "perplexity.png"):
+    picture = save(figure, opened.out / "perplexity.png")
+    for path in (journal.path, write_csv(opened.out / "perplexity.csv", summary), picture):
         print(path)
 
 
@@ -113,11 +105,16 @@ def wanted(ablate: str | None, reader: LossReader) -> list[Reading]:
     return [name for name in READINGS if name == "on" or name in named]
 
 
-def _cells(line: Line) -> list[str]:
+def _shown(line: Line) -> dict[str, object]:
     value, low, high = (math.exp(x) for x in line.loss[:3])
-    beyond = f"{math.exp(line.beyond.value):.2f} (n={line.beyond.n})" if line.beyond.n else "none"
-    gains = ["", ""] if line.memory == "on" else [interval(*m[:3]) for m in (line.gain, line.gain_beyond)]
-    return [line.memory, interval(value, low, high, 2), interval(*line.bits_per_byte[:3]), beyond, *gains]
+    shown: dict[str, object] = {
+        "memory": line.memory,
+        PERPLEXITY: interval(value, low, high, 2),
+        "bits per byte": interval(*line.bits_per_byte[:3]),
+        "beyond reach": f"{math.exp(line.beyond.value):.2f} (n={line.beyond.n})" if line.beyond.n else "none",
+    }
+    gains = {"loss less that of on": line.gain, "the same beyond reach": line.gain_beyond}
+    return shown | {name: interval(*mean[:3]) for name, mean in gains.items() if line.memory != "on"}
 
 
 def _notes(text: str, documents: list, reach: int) -> list[str]:
@@ -132,5 +129,5 @@ def _notes(text: str, documents: list, reach: int) -> list[str]:
 def _flat(line: Line) -> dict[str, object]:
     out: dict[str, object] = {"memory": line.memory, "documents": line.loss.n}
     for name, mean in zip(line._fields[1:], line[1:], strict=True):
-        out |= {name: mean.value, f"{name}_low": mean.low, f"{name}_high": mean.high}
+        out |= with_ends(name, mean)
     return out | {"perplexity": math.exp(line.loss.value), "documents_beyond": line.beyond.n}

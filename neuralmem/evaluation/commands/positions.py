@@ -16,6 +16,7 @@ from pathlib import Path
 
 from neuralmem.errors import UserError
 from neuralmem.evaluation.commands.perplexity import wanted
+from neuralmem.evaluation.curves import Curve, Curves, write_curves
 from neuralmem.evaluation.held_out import NAMES, HeldOutRow, open_text, rows_of
 from neuralmem.evaluation.journal import Journal
 from neuralmem.evaluation.lengths import parse_lengths
@@ -23,8 +24,8 @@ from neuralmem.evaluation.losses import READINGS, LossReader
 from neuralmem.evaluation.opened import Opened, add_common_options, check_positive, open_checkpoint
 from neuralmem.evaluation.positions import IDENTITY, Bucket, growth, measure, summarise, verdict
 from neuralmem.evaluation.recall import read_training_data
-from neuralmem.evaluation.report import Line, interval, print_report, reach_note, write_csv, write_lines
 from neuralmem.evaluation.screen import progress_bar
+from neuralmem.evaluation.tables import interval, print_lines, reach_note, with_ends, write_csv
 
 EXAMPLES = """examples
   python eval.py positions --checkpoint runs/quickstart
@@ -98,8 +99,9 @@ def _print(
     for end in dict.fromkeys(bucket.end for bucket in buckets):
         own = [by[name, end] for name in readings]
         mark = "" if not own[0].beyond else " *"
-        line = [f"{own[0].start + 1:,}-{end:,}{mark}", interval(*own[0].loss[:3])]
-        lines.append([*line, interval(*own[0].change[:3]), *(interval(*b.gain[:3]) for b in own[1:])])
+        line = {"tokens read before": f"{own[0].start + 1:,}-{end:,}{mark}"}
+        line |= {"loss, memory on [95%]": interval(*own[0].loss[:3]), "change": interval(*own[0].change[:3])}
+        lines.append(line | {f"{bucket.memory} less on": interval(*bucket.gain[:3]) for bucket in own[1:]})
     kinds = Counter(row.kind for row in rows)
     notes = [
         f"{text}: {len(rows)} texts; {kinds['beginning']} beginnings of documents, {kinds['part']} later parts, "
@@ -109,30 +111,28 @@ def _print(
     ]
     notes += [verdict(buckets, train, name).sentence for name in readings]
     notes += [growth(buckets, train, name).sentence for name in readings[1:]]
-    columns = ["tokens read before", "loss, memory on [95%]", "change", *(f"{name} less on" for name in readings[1:])]
-    print_report(f"loss by position, {length:,} tokens: {opened.folder}", columns, lines, notes)
+    print_lines(f"loss by position, {length:,} tokens: {opened.folder}", lines, notes)
 
 
 def _draw(opened: Opened, length: int, buckets: list[Bucket], text: str, train: int | None) -> list[Path]:
     """The loss under every reading, and what each control loses against the memory as it is."""
     readings = list(dict.fromkeys(bucket.memory for bucket in buckets))
-    marks = {"reach": opened.model.reach} | ({"training": train} if train else {})
-    about = f"{text}  ·  {buckets[0].loss.n} texts of {length:,} tokens  ·  95% intervals over texts"
+    marks = {"training": train} if train else {}
+    about = f"{opened.folder.name}  ·  {text}  ·  {buckets[0].loss.n} texts of {length:,} tokens  ·  95% intervals"
 
-    def draw(name: str, title: str, axis: str, lines: dict[str, Line]) -> Path:
+    def draw(name: str, title: str, axis: str, curves: list[Curve]) -> Path:
         axes = ("tokens read before, end of bucket", axis)
-        return write_lines(opened.out / f"{name}_{length}.png", lines, title, about, axes, marks)
+        figure = Curves(title, *axes, curves, opened.model.reach, marks, scale="any")
+        return write_curves(figure, opened.out / f"{name}_{length}.png", about)
 
-    losses = {
-        f"memory {name}": Line([(b.end, *b.loss[:3]) for b in buckets if b.memory == name], dashed=name != "on")
+    losses = [
+        Curve("memory on" if name == "on" else name, [(b.end, *b.loss[:3]) for b in buckets if b.memory == name])
         for name in readings
-    }
-    gains = {
-        f"{name} less on": Line([(b.end, *b.gain[:3]) for b in buckets if b.memory == name]) for name in readings[1:]
-    }
-    drawn = [draw("positions", f"{opened.folder.name}: loss by position", "loss, nats per token", losses)]
+    ]
+    gains = [Curve(name, [(b.end, *b.gain[:3]) for b in buckets if b.memory == name]) for name in readings[1:]]
+    drawn = [draw("positions", "loss by position", "loss, nats per token", losses)]
     if gains:
-        title = f"{opened.folder.name}: what the memory gains, by position"
+        title = "what the memory gains, by position"
         drawn.append(draw("positions_gain", title, "loss of the control less that of on, nats", gains))
     return drawn
 
@@ -140,6 +140,5 @@ def _draw(opened: Opened, length: int, buckets: list[Bucket], text: str, train: 
 def _flat(bucket: Bucket) -> dict[str, object]:
     out: dict[str, object] = {"memory": bucket.memory, "start": bucket.start, "end": bucket.end}
     for name in ("loss", "change", "gain", "growth"):
-        mean = getattr(bucket, name)
-        out |= {name: mean.value, f"{name}_low": mean.low, f"{name}_high": mean.high}
+        out |= with_ends(name, getattr(bucket, name))
     return out | {"texts": bucket.loss.n, "beyond_reach": bucket.beyond}

@@ -10,15 +10,15 @@ from pathlib import Path
 
 from neuralmem.errors import UserError
 from neuralmem.evaluation.asking import IDENTITY, ask_missing
+from neuralmem.evaluation.curves import Curve, Curves, write_curves
 from neuralmem.evaluation.journal import Journal
 from neuralmem.evaluation.lengths import split_list
 from neuralmem.evaluation.niah import readings
 from neuralmem.evaluation.opened import Opened, add_common_options, check_positive, one_of, open_checkpoint
 from neuralmem.evaluation.reader import ABLATIONS, Reader
 from neuralmem.evaluation.repeated_words import Line, find_pair, new_tokens, samples, score, summarise
-from neuralmem.evaluation.report import Line as Curve
-from neuralmem.evaluation.report import interval, print_report, reach_note, write_csv, write_lines
 from neuralmem.evaluation.screen import progress_bar
+from neuralmem.evaluation.tables import interval, print_lines, reach_note, with_ends, write_csv
 
 EXAMPLES = """examples
   python eval.py repeated-words --checkpoint runs/quickstart --words 25,50,100
@@ -73,26 +73,13 @@ def run(options: argparse.Namespace) -> None:
                 cell, ablations, reader, opened.subject, journal, scored, new_tokens(cell), options.batch_size
             )
     lines = summarise(rows, options.seed)
-    columns = [
-        "words",
-        "control",
-        "tokens",
-        "beyond reach",
-        "similarity [95%]",
-        "null",
-        "odd word there",
-        "in its place",
-        "exact",
-        "words too many",
-    ]
     notes = [
         f"{options.pairs}: {options.samples} places of the odd word at most; answers of up to twice the text's tokens.",
         reach_note(opened.model.reach),
         "Null model: the common word as often as asked, which never saw the odd word. Its last three scores are 0.",
     ]
-    print_report(f"repeated words: {opened.folder}", columns, [_cells(line) for line in lines], notes)
-    picture = opened.out / "repeated-words.png"
-    _draw(lines, opened, picture)
+    print_lines(f"repeated words: {opened.folder}", [_shown(line) for line in lines], notes)
+    picture = _draw(lines, opened, opened.out / "repeated-words.png")
     for path in (journal.path, write_csv(opened.out / "repeated-words.csv", [_flat(x) for x in lines]), picture):
         print(path)
 
@@ -120,33 +107,39 @@ def _pairs(text: str) -> list[tuple[str, str]]:
     return [find_pair(part) for part in split_list(text, "--pairs")]
 
 
-def _cells(line: Line) -> list[str]:
-    shares = [f"{100 * s.share:.0f}% [{100 * s.low:.0f}, {100 * s.high:.0f}]" for s in (line.present, line.in_place)]
-    control = "memory on" if line.ablation == "none" else line.ablation
-    head = [f"{line.words:,}", control, f"{line.tokens:,.0f}", f"{100 * line.beyond:.0f}%"]
-    tail = [*shares, f"{100 * line.exact.share:.0f}%", f"{line.delta:+,.1f}"]
-    return [*head, interval(*line.similarity[:3]), f"{line.null:.3f}", *tail]
+def _shown(line: Line) -> dict[str, object]:
+    return {
+        "words": line.words,
+        "control": "memory on" if line.ablation == "none" else line.ablation,
+        "tokens": round(line.tokens),
+        "beyond reach": f"{100 * line.beyond:.0f}%",
+        "similarity [95%]": interval(*line.similarity[:3]),
+        "null": line.null,
+        "odd word there": line.present,
+        "in its place": line.in_place,
+        "exact": line.exact,
+        "words too many": f"{line.delta:+,.1f}",
+    }
 
 
 def _flat(line: Line) -> dict[str, object]:
     out: dict[str, object] = {"words": line.words, "ablation": line.ablation, "n": line.similarity.n}
-    out |= {"tokens": line.tokens, "beyond_reach": line.beyond, "similarity": line.similarity.value}
-    out |= {"similarity_low": line.similarity.low, "similarity_high": line.similarity.high, "null": line.null}
-    for name, share in (("exact", line.exact), ("odd_present", line.present), ("odd_in_place", line.in_place)):
-        out |= {name: share.share, f"{name}_low": share.low, f"{name}_high": share.high}
-    return out | {"word_delta": line.delta}
+    out |= {"tokens": line.tokens, "beyond_reach": line.beyond, **with_ends("similarity", line.similarity)}
+    out |= {"null": line.null, **with_ends("exact", line.exact), **with_ends("odd_present", line.present)}
+    return out | with_ends("odd_in_place", line.in_place) | {"word_delta": line.delta}
 
 
-def _draw(lines: list[Line], opened: Opened, path: Path) -> None:
-    curves = {}
+def _draw(lines: list[Line], opened: Opened, path: Path) -> Path:
+    curves = []
     for name in dict.fromkeys(line.ablation for line in lines):
         own = [line for line in lines if line.ablation == name]
-        label = "memory on" if name == "none" else f"memory {name}"
-        curves[f"{label}: odd word in place"] = Curve([(x.words, *x.in_place[2:]) for x in own], dashed=name != "none")
+        curves.append(Curve("memory on" if name == "none" else name, [(x.words, *x.in_place[2:]) for x in own]))
     own = [line for line in lines if line.ablation == "none"]
-    curves["memory on: similarity"] = Curve([(x.words, *x.similarity[:3]) for x in own])
-    curves["null: common word only, similarity"] = Curve([(x.words, x.null, x.null, x.null) for x in own], dashed=True)
-    about = f"n = {own[0].similarity.n} per count  ·  95% intervals  ·  reach {opened.model.reach:,} tokens"
-    write_lines(
-        path, curves, f"{opened.folder.name}: repeated words", about, ("words in the text", "score"), unit_range=True
+    curves.append(Curve("similarity", [(x.words, *x.similarity[:3]) for x in own]))
+    null = [(x.words, x.null, None, None) for x in own]
+    curves.append(Curve("similarity, null", null, "--", marks=False))
+    note = (
+        "Share of texts with the odd word in its place, and similarity with the memory on and of the common word alone."
     )
+    figure = Curves("repeated words", "words in the text", "odd word in its place", curves, note=note)
+    return write_curves(figure, path, f"{opened.folder.name}  ·  n = {own[0].similarity.n} per count  ·  95% intervals")

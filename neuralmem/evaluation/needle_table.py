@@ -1,6 +1,5 @@
 """The table on screen: every line with its null model, its score beyond reach with interval and n, and its controls."""
 
-import sys
 from collections.abc import Sequence
 
 from rich.console import Console, RenderableType
@@ -9,13 +8,12 @@ from rich.text import Text
 
 from neuralmem.evaluation.stats import Share
 from neuralmem.evaluation.summary import CONTROLS, Line
-
-NARROW = 150  # columns; what does not go to a terminal is written this wide
+from neuralmem.evaluation.tables import reach_note, screen
 
 
 def print_table(lines: Sequence[Line], checkpoint: str, console: Console | None = None) -> None:
     """Print the table and the few words that it needs to be read."""
-    console = console or Console(width=None if sys.stdout.isatty() else NARROW)
+    console = console or screen()
     table = Table(title=f"needle in a haystack: {checkpoint}", title_style="bold", title_justify="left")
     table.add_column("task\nhaystack")
     for name in (
@@ -43,10 +41,8 @@ def print_table(lines: Sequence[Line], checkpoint: str, console: Console | None 
 
 def legend(lines: Sequence[Line], ran: Sequence[str]) -> str:
     """What the columns mean, with the reach of attention in front."""
-    reach = lines[0].reach if lines else 0
-    seen = "everything (full attention)" if reach >= sys.maxsize else f"{reach:,} tokens"
     text = [
-        f"Reach: attention windows and convolutions alone see {seen}.",
+        reach_note(lines[0].reach if lines else 0),
         "Null model: min(1, reach / length), what they can find without a memory (cwe, fwe: count what they see).",
         "Beyond reach: needles that all lie farther back than that, so that only the memory can answer.",
     ]
