@@ -126,13 +126,14 @@ def _self_modifying(memory: SelfModifying, tokens: int) -> Cost:
 
 
 def _continuum(memory: LevelledMemory, tokens: int) -> Cost:
-    """Keys and queries through every level; a level that learns goes back and is written."""
+    """Keys and queries through every level; a level that learns goes back, is written, and compares its tokens."""
     levels = memory.levels
     hidden = levels.down[0].shape[-1]
     matrix = hidden * memory.head_width
     if not levels.learning:
         return _read_levels(memory) * tokens, 0.0
-    return tokens * matrix * (12.0 * len(levels.periods) + 8.0 * len(levels.learning)), 0.0
+    through = tokens * matrix * (12.0 * len(levels.periods) + 8.0 * len(levels.learning))
+    return through + 2.0 * tokens**2 * (hidden + memory.head_width) * len(levels.learning), 0.0
 
 
 def _read_mlp(memory: Memory) -> float:

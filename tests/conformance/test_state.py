@@ -59,7 +59,7 @@ def _end_to_end_bytes(model: EndToEnd, wide: int, narrow: int) -> int:
     hidden, levels = round(size * model.config.feed_forward), len(config.intervals)
     dealt = config.learns == "feed_forward"
     units = [len(range(i, hidden, levels)) if dealt else hidden for i in range(levels)]
-    copies = [2 if interval not in (None, 1) else 1 for interval in config.intervals]
+    copies = [{None: 0, 1: 1}.get(interval, 2) for interval in config.intervals]  # a level that rests has no state
     matrices = 3 * size * layers * sum(a * b for a, b in zip(units, copies, strict=True))
     window = narrow * 2 * (model.config.attention.window - 1) * size + INTEGER
     return wide * matrices + 2 * INTEGER + config.mini_batch * (INTEGER + narrow * size) + layers * window

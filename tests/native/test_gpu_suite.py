@@ -60,7 +60,7 @@ def test_a_gpu_test_that_a_mark_skips_has_failed_where_a_gpu_is_required(
 
 def test_collecting_needs_torch_pytest_einops_and_safetensors_only() -> None:
     listed = re.findall(r'^  "([\w-]+)[\[<>=].*"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    absent = {name.replace("-", "_") for name in listed} - {"torch", "pytest", "einops", "safetensors"}
+    absent = {name.replace("-", "_") for name in listed} - {"neuralmem", "torch", "pytest", "einops", "safetensors"}
     absent |= {"xdist", "yaml", "numpy"}
     assert {"lightning", "jaxtyping", "hypothesis"} <= absent
     command = re.search(r"NEURALMEM_REQUIRE_GPU=1 \$\(PYTEST\) (.+)", (ROOT / "Makefile").read_text())
