@@ -11,7 +11,7 @@ R[i, j] is the share of exact answers on task j after task i (evaluation.md 4.7,
 over tasks at the end (accuracy), the mean change since a task was learned (backward transfer), and the mean fall from
 the best (forgetting).
 
-Run: python benchmarks/hope.py            three seeds, about two hours on two cores; what is there is not run again
+Run: python benchmarks/hope.py            three seeds, 75 minutes on two cores; what is there is not run again
      python benchmarks/hope.py --quick    one seed, seconds each, in hope_quick.json
      python benchmarks/hope.py --docs     only the tables in docs/family.md
 """
