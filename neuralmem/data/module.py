@@ -263,6 +263,7 @@ class NeedleData(_Synthetic, DataModule):
             tokenizer.json
         source: where the text comes from, as in TextData but for shards; validation uses documents of its own
         form: format of facts and questions, and which keys and pairs are kept for validation
+        other_forms: further formats; each row is written in one of those that its stage uses
         placing: "scattered" through the row, or facts in "front" and questions behind
         text_weight: loss weight of the text relative to that of the answers
         text_share: part of the text tokens, chosen at random, that are targets; fewer make a step cheaper
@@ -278,6 +279,7 @@ class NeedleData(_Synthetic, DataModule):
         tokenizer: str = "words:1024",
         source: str | list[str] | dict[str, float] = "builtin",
         form: NeedleFormat = NeedleFormat(),
+        other_forms: list[NeedleFormat] | None = None,
         placing: Literal["scattered", "front"] = "scattered",
         text_weight: float = 0.05,
         text_share: float = 1.0,
@@ -290,6 +292,7 @@ class NeedleData(_Synthetic, DataModule):
         self._set(stages, batch_tokens, num_workers, seed, validation_batches)
         self.options: dict[str, Any] = {
             "form": form,
+            "other_forms": other_forms or (),
             "placing": placing,
             "text_weight": text_weight,
             "text_share": text_share,

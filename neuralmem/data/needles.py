@@ -14,7 +14,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -38,7 +37,8 @@ class NeedleFormat:
         fact: a fact with {key} and {value}
         ask: a question with {key}, which a space and the value answer; None: a fact's text up to the value
         digits: decimal digits of a value; there are 10 ** digits values, written with leading zeros
-        key_tokens: keys are words of exactly this many tokens; 0: of any number
+        key_words: words of a key, joined by hyphens; each stands in one key of a row only
+        key_tokens: words of keys are words of exactly this many tokens; 0: of any number
         pairs_held_out: share of all (key, value) pairs that only validation uses
         keys_held_out: share of all keys that only validation uses, where it asks for them
     """
@@ -46,6 +46,7 @@ class NeedleFormat:
     fact: str = "@{key}={value}\n"
     ask: str | None = None
     digits: int = 3
+    key_words: int = 1
     key_tokens: int = 1
     pairs_held_out: float = 0.25
     keys_held_out: float = 0.1
@@ -150,6 +151,7 @@ class Needles(Curriculum):
         haystack: where the text comes from; its first 4 million characters are used
         keys: words to use as keys in this order; None: found in the haystack (give validation the keys of training)
         form: format of facts, and what is held out
+        other_forms: further formats; each row is written in one of those that its stage uses
         placing: "scattered" or "front"
         text_weight: loss weight of the text relative to the answers; the values of facts have none
         text_share: part of the text tokens, chosen at random, that are targets; fewer make a step cheaper
@@ -181,6 +183,7 @@ class Needles(Curriculum):
         haystack: Source,
         keys: Sequence[str] | None = None,
         form: NeedleFormat | None = None,
+        other_forms: Sequence[NeedleFormat] = (),
         placing: Literal["scattered", "front"] = "scattered",
         text_weight: float = 0.05,
         text_share: float = 1.0,
@@ -190,20 +193,21 @@ class Needles(Curriculum):
         super().__init__(stages, **options)
         if placing not in ("scattered", "front"):
             raise UserError(f"placing is {placing!r}; it must be one of scattered, front")
-        self.tokenizer, self.form = tokenizer, form or NeedleFormat()
+        self.tokenizer, self.forms = tokenizer, (form or NeedleFormat(), *other_forms)
         if not 0 <= text_share <= 1:
             raise UserError(f"text_share is {text_share}; it must be between 0 and 1")
         self.placing, self.text_weight, self.text_share = placing, text_weight, text_share
         self._source = haystack.fingerprint()
         texts = list(limited(texts_of(haystack), HAYSTACK_CHARACTERS))
-        words = list(keys) if keys is not None else find_keys(texts, tokenizer, self.form)
+        words = list(keys) if keys is not None else find_keys(texts, tokenizer, self.forms[0])
         held = new_keys and self.part == "validation"
-        self.keys = [word for word in words if self.form.is_key_held_out(word) == held]
-        self._encoded: dict[tuple[str, str | int], np.ndarray] = {}
-        self._check_format()
+        self.keys = [word for word in words if self.forms[0].is_key_held_out(word) == held]
+        self._encoded: dict[tuple[NeedleFormat, str, str | int], np.ndarray] = {}
+        for number, one in enumerate(self.forms):
+            self._check_format(one, f"other_forms[{number - 1}]" if number else "form")
         self._text = np.array([i for text in texts for i in tokenizer.encode(text)], dtype=np.int64)
         self._lines = self._line_starts()
-        self._check_stages(len(self.keys))
+        self._check_stages(len(self.keys) // max(form.key_words for form in self.forms))
         longest = max(part.length for _, _, part in self._parts())
         if longest > len(self._text):
             raise UserError(f"length is {longest}; it must be at most {len(self._text)}, the tokens of the haystack")
@@ -213,12 +217,16 @@ class Needles(Curriculum):
         return super().settings | {"tokenizer": self.tokenizer.fingerprint, "source": self._source}
 
     def room(self, stage: Stage, part: Stage | Longer) -> int:
-        told, asked = (
-            max(len(self._part(key_part, key)) for key in self.keys) + len(self._part(value_part, 0))
-            for key_part, value_part in (("head", "told"), ("question", "answer"))
-        )
-        gap = stage.gap if self.placing == "front" else 0
-        return told * (part.facts + part.updates) + asked * part.questions + gap
+        longest = sorted(self.keys, key=lambda key: len(self.tokenizer.encode(f"-{key}")))
+        needed = []
+        for form in self._in_use(stage.forms):
+            key = "-".join(longest[-form.key_words :])
+            told, asked = (
+                len(self._part(form, key_part, key)) + len(self._part(form, value_part, 0))
+                for key_part, value_part in (("head", "told"), ("question", "answer"))
+            )
+            needed.append(told * (part.facts + part.updates) + asked * part.questions)
+        return max(needed) + (stage.gap if self.placing == "front" else 0)
 
     def draw(self, rng: np.random.Generator, layout: Layout) -> Batch:
         rows = [self._row(rng, layout) for _ in range(layout.rows)]
@@ -226,19 +234,26 @@ class Needles(Curriculum):
         chosen = None if self.text_share == 1 else torch.from_numpy(rng.random(tokens.shape) < self.text_share)
         return supervise(tokens, groups, self.text_weight, chosen)
 
-    def _part(self, name: str, of: str | int) -> np.ndarray:
-        """-> tokens of what the format's method `name` gives of a key or a value; the first 200,000 are kept."""
-        found = self._encoded.get((name, of))
+    def _in_use(self, forms: int) -> tuple[NeedleFormat, ...]:
+        """-> the first so many formats; 0: all."""
+        return self.forms[: forms or None]
+
+    def _part(self, form: NeedleFormat, name: str, of: str | int) -> np.ndarray:
+        """-> tokens of what a format's method `name` gives of a key or a value; the first 200,000 are kept."""
+        found = self._encoded.get((form, name, of))
         if found is None:
-            found = np.array(self.tokenizer.encode(getattr(self.form, name)(of)))
+            found = np.array(self.tokenizer.encode(getattr(form, name)(of)))
             if len(self._encoded) < 200_000:
-                self._encoded[name, of] = found
+                self._encoded[form, name, of] = found
         return found
 
     def _row(self, rng: np.random.Generator, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
         """-> tokens Int[T], groups Int[T] (see `supervise`)."""
+        usable = self._in_use(layout.forms)
+        form = usable[int(rng.integers(len(usable)))] if len(usable) > 1 else usable[0]
         pool = min(layout.keys or len(self.keys), len(self.keys))
-        keys = [self.keys[i] for i in rng.choice(pool, layout.facts, replace=False)]
+        words = rng.choice(pool, (layout.facts, form.key_words), replace=False).tolist()
+        keys = ["-".join(self.keys[i] for i in key) for key in words]
         told = np.arange(layout.facts)
         if layout.updates:  # some keys are told twice, the latest value counts
             told = rng.permutation(np.append(told, rng.choice(layout.facts, layout.updates, replace=False)))
@@ -247,17 +262,17 @@ class Needles(Curriculum):
         for i in told.tolist():
             before = values.get(i)
             while values.get(i) == before:
-                values[i] = self.form.value(rng, keys[i], self.part == "validation")
-            needles.append((self._part("head", keys[i]), self._part("told", values[i]), -2))
+                values[i] = form.value(rng, keys[i], self.part == "validation")
+            needles.append((self._part(form, "head", keys[i]), self._part(form, "told", values[i]), -2))
         asked = rng.permutation(max(layout.facts, layout.questions))[: layout.questions] % layout.facts
         for n, i in enumerate(asked.tolist()):
-            needles.append((self._part("question", keys[i]), self._part("answer", values[i]), n))
+            needles.append((self._part(form, "question", keys[i]), self._part(form, "answer", values[i]), n))
         text = self._passage(rng, layout.length - sum(len(q) + len(a) for q, a, _ in needles))
-        pieces, groups, last = [], [], 0
+        pieces, groups, last, tail = [], [], 0, self._tail(form)
         for place, (question, answer, group) in zip(self._places(rng, text, layout), needles, strict=True):
             pieces += [text[last:place], question, answer]
-            digits = len(answer) - self._tail
-            groups += [np.full(place - last + len(question), -1), np.full(digits, group), np.full(self._tail, -1)]
+            digits = len(answer) - tail
+            groups += [np.full(place - last + len(question), -1), np.full(digits, group), np.full(tail, -1)]
             last = place
         return np.concatenate(pieces), np.concatenate(groups)
 
@@ -286,21 +301,27 @@ class Needles(Curriculum):
         self._breaks = np.array(ends)
         return np.append(np.flatnonzero(self._breaks[self._text[:-1]]) + 1, 0)
 
-    def _check_format(self) -> None:
+    def _tail(self, form: NeedleFormat) -> int:
+        """-> how many tokens of an answer are not its value, but what follows it."""
+        after = form.fact.partition("{value}")[2]
+        return len(self._part(form, "told", 0)) - len(self.tokenizer.encode(form.told(0).removesuffix(after)))
+
+    def _check_format(self, form: NeedleFormat, name: str) -> None:
         """Facts are put together from their parts' tokens: refuse a format where that is not what `encode` gives."""
-        if "{key}" not in self.form.fact or "{value}" not in self.form.fact.partition("{key}")[2]:
-            raise UserError(f"form.fact is {self.form.fact!r}; it must hold {{key}} and, behind it, {{value}}")
-        if self.form.ask is not None and ("{key}" not in self.form.ask or self.form.ask.endswith(" ")):
-            raise UserError(f"form.ask is {self.form.ask!r}; it must hold {{key}} and not end with a space")
-        after = self.form.fact.partition("{value}")[2]
-        self._tail = len(self._part("told", 0)) - len(self.tokenizer.encode(self.form.told(0).removesuffix(after)))
-        for i, key in enumerate(islice(self.keys, 32)):
-            value = i * 7919 % 10**self.form.digits
+        if "{key}" not in form.fact or "{value}" not in form.fact.partition("{key}")[2]:
+            raise UserError(f"{name}.fact is {form.fact!r}; it must hold {{key}} and, behind it, {{value}}")
+        if form.ask is not None and ("{key}" not in form.ask or form.ask.endswith(" ")):
+            raise UserError(f"{name}.ask is {form.ask!r}; it must hold {{key}} and not end with a space")
+        if form.key_words < 1:
+            raise UserError(f"{name}.key_words is {form.key_words}; it must be at least 1")
+        for i in range(min(len(self.keys), 32)):
+            value = i * 7919 % 10**form.digits
+            key = "-".join(self.keys[(i + n) % len(self.keys)] for n in range(form.key_words))
             for head, rest in (("head", "told"), ("question", "answer")):
-                parts = [*self._part(head, key), *self._part(rest, value)]
-                whole = self.tokenizer.encode(getattr(self.form, head)(key) + getattr(self.form, rest)(value))
-                if parts != whole or len(self._part(rest, value)) != len(self._part(rest, 0)):
-                    where = f"form.fact is {self.form.fact!r}" if head == "head" else f"form.ask is {self.form.ask!r}"
+                parts = [*self._part(form, head, key), *self._part(form, rest, value)]
+                whole = self.tokenizer.encode(getattr(form, head)(key) + getattr(form, rest)(value))
+                if parts != whole or len(self._part(form, rest, value)) != len(self._part(form, rest, 0)):
+                    where = f"{name}.fact is {form.fact!r}" if head == "head" else f"{name}.ask is {form.ask!r}"
                     raise UserError(
                         f"{where}, whose tokens depend on the value; put a sign such as '=' in front of {{value}}, and "
                         "use a tokenizer that splits digits"

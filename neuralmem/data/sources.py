@@ -2,6 +2,7 @@
 
 builtin                          prose of the Python standard library, always there
 stdlib                           its sources
+noise                            RULER's line, over and over
 path, folder or glob             text, jsonl and parquet files
 fineweb-edu, slimpajama, pg19    datasets of the Hugging Face hub (all names in data/names.py, options in hub.py)
 hf:owner/name?split=train        any other
@@ -11,7 +12,7 @@ shards:FOLDER                    tokens that `python -m neuralmem.data.prepare` 
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
-from neuralmem.data import corpus
+from neuralmem.data import corpus, noise
 from neuralmem.data.document import (
     Document,
     Indexed,
@@ -46,7 +47,7 @@ __all__ = [
 ]
 
 DOCUMENT_BYTES = 1 << 18
-_KINDS = "builtin, stdlib, a path, folder or glob, fineweb-edu, slimpajama, pg19, hf:NAME, shards:FOLDER"
+_KINDS = "builtin, stdlib, noise, a path, folder or glob, fineweb-edu, slimpajama, pg19, hf:NAME, shards:FOLDER"
 
 
 def open_source(
@@ -111,6 +112,8 @@ def _open(spec: str, side: Side, share: float, text_field: str, document_bytes: 
         # The corpus splits by module, so that a module's prose and its source are on the same side.
         documents = corpus.documents(spec, side, share)  # type: ignore[arg-type]
         return [Texts(documents, spec, side_key=corpus.module_of)]
+    if spec == "noise":
+        return [Texts(noise.documents(side, share), spec)]
     if spec.startswith(PREFIX):
         return [open_shards(spec, side=side, share=share)]
     if is_hub(spec):

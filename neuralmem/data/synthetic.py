@@ -54,6 +54,7 @@ class Stage:
         questions: questions per row; more than facts: some are asked again
         updates: keys that are told a second time, with another value, which is the one that counts
         gap: tokens at least between the last fact and the first question, as far as the row has room
+        forms: formats of facts in use, from the first on, of data that has several; 0: all
         longer: lengths that some of the batches have instead
         mastery: share of exact answers, on rows of `length`, from which on the next stage may begin
     """
@@ -64,6 +65,7 @@ class Stage:
     questions: int = 6
     updates: int = 0
     gap: int = 0
+    forms: int = 0
     longer: Sequence[Longer] = ()
     mastery: float = 0.9
 
@@ -79,6 +81,7 @@ class Layout:
     questions: int
     gap: int
     updates: int = 0
+    forms: int = 0
 
 
 class Curriculum(IterableDataset[Batch]):
@@ -176,7 +179,8 @@ class Curriculum(IterableDataset[Batch]):
                 chosen = longer
             chance -= longer.share
         rows = max(1, self.batch_tokens // chosen.length)
-        return Layout(rows, stage.keys, chosen.length, chosen.facts, chosen.questions, stage.gap, chosen.updates)
+        counts = (chosen.length, chosen.facts, chosen.questions)
+        return Layout(rows, stage.keys, *counts, stage.gap, chosen.updates, stage.forms)
 
     @property
     def settings(self) -> dict[str, Any]:

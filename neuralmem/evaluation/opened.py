@@ -15,6 +15,7 @@ from neuralmem.evaluation.recall import TrainingData, read_training_data
 from neuralmem.evaluation.rows import Subject
 from neuralmem.models.causal_lm import CausalLM
 from neuralmem.models.checkpoint import load
+from neuralmem.models.pretrained import is_shipped, locate
 from neuralmem.models.weights import fingerprint
 from neuralmem.tokenizer import Tokenizer
 
@@ -47,8 +48,13 @@ class Opened:
 def add_common_options(parser: argparse.ArgumentParser, command: str) -> None:
     """The options of every command that evaluates a checkpoint."""
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="RUN", help="folder of a saved model")
-    add("--out", metavar="DIR", help=f"where results go (RUN/{command})")
+    add(
+        "--checkpoint",
+        required=True,
+        metavar="RUN",
+        help="folder of a saved model, or neuralmem/NAME of one in the package",
+    )
+    add("--out", metavar="DIR", help=f"where results go (RUN/{command}; runs/NAME/{command})")
     add("--seed", type=int, default=42, metavar="N", help="same seed, same prompts (42)")
     add("--stream-chunk", type=int, metavar="N", help="tokens read per call, at most (512; 4096 on a GPU)")
     add("--batch-size", type=int, default=16, metavar="N", help="prompts read together (16)")
@@ -83,7 +89,7 @@ def open_checkpoint(options: argparse.Namespace, command: str, training: Trainin
     """
     if options.threads:
         torch.set_num_threads(options.threads)
-    folder = Path(options.checkpoint)
+    folder = locate(options.checkpoint)
     training = training or read_training_data(folder)
     device = pick_device(options.device)
     model, tokenizer = load(folder, device=device)
@@ -91,7 +97,8 @@ def open_checkpoint(options: argparse.Namespace, command: str, training: Trainin
         raise UserError(f"--checkpoint is {str(folder)!r}, which has no tokenizer.json")
     model = model.to(getattr(torch, options.dtype))
     subject = describe(model, tokenizer, folder, options.dtype, device)
-    out = Path(options.out) if options.out else folder / command
+    home = Path("runs") / folder.name if is_shipped(options.checkpoint) else folder
+    out = Path(options.out) if options.out else home / command
     chunk = options.stream_chunk or CHUNK.get(device.type, CHUNK["cuda"])
     return Opened(model, tokenizer, training, subject, folder, out, chunk)
 

@@ -13,6 +13,7 @@ from functools import cache
 from random import Random
 from typing import Literal
 
+from neuralmem.data.noise import NOISE as NOISE
 from neuralmem.errors import UserError, nearest
 from neuralmem.evaluation.scoring import AnswerType
 
@@ -27,7 +28,6 @@ TEMPLATE = (
 PREFIX = " The special magic {kind} for {query} mentioned in the provided text are"
 SINGULAR = (("Some", "A"), ("are all", "is"), ("are", "is"), ("answers", "answer"))  # in this order, before filling
 GENERATED = 128  # tokens that RULER leaves for the answer of a needle task
-NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from neuralmem.evaluation.contexts import Insert, TokenisedHaystack
 from neuralmem.evaluation.rope import Rope
 from neuralmem.evaluation.sample import Sample
 from neuralmem.models.checkpoint import verify
+from neuralmem.models.pretrained import locate
 
 DISTRACTORS = 4  # facts with other keys, at least
 FACTS = 6  # facts in a prompt: the one asked for and five others
@@ -48,19 +49,18 @@ class TrainingData:
     length: int | None = None
     haystack: str = "builtin"
     share: float = VALIDATION_SHARE
-    source: str | tuple[str, ...] = "builtin"
+    source: str | tuple[str, ...] | dict[str, float] = "builtin"
     form: NeedleFormat = field(default_factory=lambda: NeedleFormat(key_tokens=0))
     keys: int = 0
 
 
-def read_training_data(folder: Path) -> TrainingData:
-    """From the data.json of a checkpoint's folder; without one, the defaults.
+def read_training_data(checkpoint: str | Path) -> TrainingData:
+    """From the data.json of a checkpoint, given as `load` takes it; without one, the defaults.
 
     Raises:
-        UserError: the folder does not exist or is no whole checkpoint, or its data.json cannot be used.
+        UserError: the checkpoint does not exist or is not whole, or its data.json cannot be used.
     """
-    if not folder.is_dir():
-        raise UserError(f"--checkpoint is {str(folder)!r}, which does not exist")
+    folder = locate(checkpoint)
     path = verify(folder).get("data.json", folder / "data.json")
     if not path.is_file():
         return TrainingData()
@@ -90,15 +90,15 @@ def from_arguments(given: dict[str, Any]) -> TrainingData:
     stage = _object(stages[-1], f"stages[{len(stages) - 1}]")
     source = given.get("source") or "builtin"
     names = [source] if isinstance(source, str) else source
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"source is {source!r:.60}; it must be a text, or a list of texts")
+    if not isinstance(names, list | dict) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"source is {source!r:.60}; it must be a text, a list of texts, or texts with their weights")
     share = _object(given.get("validation"), "validation").get("share")
     length = _number(stage.get("length") or given.get("sequence_length"), "length", int, least=1)
     return TrainingData(
         length=None if length is None else int(length),
         haystack=next((name for name in names if name in CORPORA), "builtin"),
         share=VALIDATION_SHARE if share is None else float(_number(share, "validation.share", float) or 0),
-        source=source if isinstance(source, str) else tuple(names),
+        source=tuple(source) if isinstance(source, list) else source,
         form=_form(_object(given.get("form"), "form")),
         keys=int(_number(stage.get("keys"), "keys", int) or 0),
     )

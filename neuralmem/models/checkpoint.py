@@ -17,6 +17,7 @@ from neuralmem.config import ModelConfig
 from neuralmem.durable import read_whole, whole_folder
 from neuralmem.errors import UserError
 from neuralmem.models.causal_lm import CausalLM, build_model
+from neuralmem.models.pretrained import locate
 from neuralmem.models.weights import read_tensors, weight_files, write_weights
 from neuralmem.tokenizer import Tokenizer, load_tokenizer
 
@@ -87,7 +88,7 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> tuple[Cau
     """Read a model, and its tokenizer if the folder has one.
 
     Args:
-        folder: written by `save`
+        folder: written by `save`, or the name of a model that comes with the package, "neuralmem/mag-tiny"
         device: where to put the model
 
     Returns:
@@ -97,9 +98,7 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> tuple[Cau
         UserError: no such folder or device, a missing, damaged or unlisted file, a tensor that is missing or does not
             fit.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"checkpoint {folder} does not exist")
+    folder = locate(folder)
     _refuse_device(device)
     return read_whole(folder, FORMAT, REQUIRED, lambda files: _load(files, device))
 

@@ -1,6 +1,7 @@
 """Synthetic tasks: right answers, disjoint parts, draws that repeat, stages that advance, bad input."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -148,6 +149,33 @@ def test_questions_of_their_own_form() -> None:
         assert dict(asked) == told
         assert ByteTokenizer().decode(targets[answers]).split() == [value for _, value in asked]
         assert ByteTokenizer().decode(tokens[-2:]) == ".\n"
+
+
+def test_rows_in_several_forms() -> None:
+    """Each row is in one of the formats that its stage uses, whose keys are words or pairs of words."""
+    tokenizer = ByteTokenizer()
+    spoken = NeedleFormat("{key} is {value}.\n", ask="What is {key}? It is", digits=4, key_words=2, key_tokens=0)
+    stages = [Stage(length=400, facts=3, questions=3, forms=1), Stage(length=400, facts=3, questions=3)]
+    haystack = open_source(["noise", "builtin"], side="validation")
+    form = NeedleFormat(key_tokens=0)
+    task = Needles(stages, tokenizer=tokenizer, haystack=haystack, form=form, other_forms=[spoken], batch_tokens=8000)
+    kinds = []
+    for stage in (0, 1):
+        task.stage = stage
+        for tokens in next(iter(task)).tokens:
+            text = tokenizer.decode(tokens)
+            told, asked = (
+                re.findall(rule, text)
+                for rule in (r"(?m)^([A-Za-z]+-[A-Za-z]+) is (\d{4})\.$", r"What is (\S+)\? It is (\d{4})\.")
+            )
+            assert dict(asked) == dict(told)
+            assert (len(told), len(facts(text))) in ((0, 6), (3, 0))
+            kinds.append((stage, bool(told)))
+    assert set(kinds) == {(0, False), (1, False), (1, True)}
+    with pytest.raises(UserError, match=r"other_forms\[0\]\.key_words is 0; it must be at least 1"):
+        Needles(stages, tokenizer=tokenizer, haystack=haystack, form=form, other_forms=[replace(spoken, key_words=0)])
+    with pytest.raises(UserError, match=r"other_forms\[0\]\.fact is 'none'; it must hold"):
+        Needles(stages, tokenizer=tokenizer, haystack=haystack, form=form, other_forms=[replace(spoken, fact="none")])
 
 
 def test_the_latest_value_counts() -> None:

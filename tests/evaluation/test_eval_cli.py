@@ -90,7 +90,7 @@ def test_help_is_quick_and_has_an_example() -> None:
         ),
         (["--lenghts", "1k"], "--lenghts is not an option; did you mean '--lengths'"),
         (["--length", "1k"], "--length is not an option; did you mean '--lengths'"),
-        (["--checkpoint", "no/such/run"], "--checkpoint is 'no/such/run', which does not exist"),
+        (["--checkpoint", "no/such/run"], "checkpoint no/such/run does not exist"),
         (
             ["--lengths", "64", "--haystack", "grammar", "--tasks", "s-niah-n"],
             "--lengths holds 64; it must be at least about",

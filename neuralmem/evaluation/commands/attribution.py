@@ -8,7 +8,6 @@ Prints a table; writes attribution.jsonl, attribution.csv and a picture per task
 """
 
 import argparse
-from pathlib import Path
 
 from neuralmem.errors import UserError
 from neuralmem.evaluation.attribution import ABLATIONS, IDENTITY, Replay, grid_unit
@@ -66,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: an option that cannot be used, a checkpoint that cannot be loaded or has nothing beyond its reach.
     """
-    training = read_training_data(Path(options.checkpoint))
+    training = read_training_data(options.checkpoint)
     modes = ["none", *(name for name in MODES if MODES[name] != "on")]  # reset and shuffled forget every part
     settings = Settings(
         tasks=tuple(find_task(name) for name in split_list(options.tasks, "--tasks")),

@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: an option that cannot be used, a checkpoint that cannot be loaded.
     """
-    training = read_training_data(Path(options.checkpoint))
+    training = read_training_data(options.checkpoint)
     lengths = _lengths(options.lengths, training.length)
     longest = max(lengths)
     haystack = open_haystack(options.haystack or training.haystack, 6 * longest, options.seed, training.share)

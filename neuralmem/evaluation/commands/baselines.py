@@ -7,7 +7,6 @@ milliseconds; writes rows.jsonl, baselines.csv and baselines.png (accuracy again
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from neuralmem.errors import UserError
 from neuralmem.evaluation.baseline import add_baseline_options, choose, names, open_baseline
@@ -61,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: an option that cannot be used, a checkpoint that cannot be loaded.
     """
-    training = read_training_data(Path(options.checkpoint))
+    training = read_training_data(options.checkpoint)
     settings = niah.make_settings(options, training)
     opened = open_checkpoint(options, "baselines", training)
     if options.ablate is None and opened.model.has_memory:

@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
     """
     if options.text and not Path(options.text).is_file():
         raise UserError(f"--text is {options.text!r}, which is no file")
-    training = read_training_data(Path(options.checkpoint))
+    training = read_training_data(options.checkpoint)
     length = parse_lengths(options.length or ("4x" if training.length else "1k"), training.length)[0]
     if length > LONGEST:
         raise UserError(f"--length is {length}; it must be at most {LONGEST}, since the text is read in one call")

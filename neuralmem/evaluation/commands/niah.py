@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: an option that cannot be used, a checkpoint that cannot be loaded.
     """
-    training = read_training_data(Path(options.checkpoint))
+    training = read_training_data(options.checkpoint)
     settings = make_settings(options, training)
     opened = open_checkpoint(options, f"niah_{options.baseline}" if options.baseline else "niah", training)
     model, out = opened.model, opened.out

@@ -11,7 +11,6 @@ readings
 
 import argparse
 import math
-from pathlib import Path
 
 from neuralmem.errors import UserError
 from neuralmem.evaluation.held_out import NAMES, open_text
@@ -58,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: an option that cannot be used, a checkpoint that cannot be loaded, a text that does not exist.
     """
-    training = read_training_data(Path(options.checkpoint))
+    training = read_training_data(options.checkpoint)
     text = open_text(options.haystack, training)
     opened = open_checkpoint(options, "perplexity", training)
     documents = list(pieces(text.documents(), opened.tokenizer, parse_tokens(options.tokens, "--tokens")))

@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: an option that cannot be used, a checkpoint that cannot be loaded, a text that is too short.
     """
-    training = read_training_data(Path(options.checkpoint))
+    training = read_training_data(options.checkpoint)
     given = options.lengths or (LENGTHS_UNKNOWN if training.length is None else LENGTHS)
     lengths = parse_lengths(given, training.length)
     text = open_text(options.haystack, training)

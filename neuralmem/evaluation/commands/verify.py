@@ -14,6 +14,7 @@ from neuralmem.evaluation.recall import read_training_data
 from neuralmem.evaluation.rows import read_results
 from neuralmem.evaluation.verify import differences, read_settings
 from neuralmem.models.checkpoint import verify as verify_files
+from neuralmem.models.pretrained import locate
 from neuralmem.models.weights import fingerprint
 from neuralmem.tokenizer import load_tokenizer
 
@@ -42,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
         UserError: rows, settings or a checkpoint that cannot be read.
     """
     out = Path(options.out)
-    folder = Path(options.checkpoint) if options.checkpoint else out.resolve().parent
+    folder = locate(options.checkpoint) if options.checkpoint else out.resolve().parent
     rows = read_results(out)
     training = read_training_data(folder)
     files = verify_files(folder)
