@@ -25,7 +25,7 @@ MEANINGS = {
     "accuracy": "share of right answers",
     "low": "lower end of the 95% interval",
     "high": "upper end of the 95% interval",
-    "null": "null model: what the reach of attention alone finds, min(1, reach / length)",
+    "null": "null model: what the reach of attention alone finds",
     "reach": "tokens back that attention windows and convolutions see without a memory",
     "n_beyond": "measurements farther back than the reach",
     "beyond": "share of right answers farther back than the reach: only the memory can give them",

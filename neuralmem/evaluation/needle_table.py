@@ -43,7 +43,7 @@ def legend(lines: Sequence[Line], ran: Sequence[str]) -> str:
     """What the columns mean, with the reach of attention in front."""
     text = [
         reach_note(lines[0].reach if lines else 0),
-        "Null model: min(1, reach / length), what they can find without a memory (cwe, fwe: count what they see).",
+        "Null model: share of needles within reach, found without a memory (cwe, fwe: counting what is within reach).",
         "Beyond reach: needles that all lie farther back than that, so that only the memory can answer.",
     ]
     if ran:

@@ -18,7 +18,7 @@ from neuralmem.evaluation.journal import append_lines, read_lines
 from neuralmem.evaluation.reader import Answer
 from neuralmem.evaluation.sample import Sample
 from neuralmem.evaluation.scoring import official, rank_of_first, strict
-from neuralmem.evaluation.stats import null_model
+from neuralmem.evaluation.stats import share_within
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Row:
     """One sample under one ablation.
 
     Spans and distances are in tokens, depth in percent. `distance_to_query` is that of the nearest needle asked for,
-    `farthest_distance` and depth those of the one farthest back; `null` is the expected official score of a model that
+    `farthest_distance` and depth those of the one farthest back; `null` is the official score of a model that
     sees `reach` tokens. `official` is a share of the answers, `strict` 0 or 1. `answer_nll` (nats) and `rank_of_10` are
     None where there are several answers, and the former when it is not finite. `partner` is the number of the sample
     whose haystack was read instead (ablation "shuffled"), else None. `read_s` is the part of `wall_s` before the
@@ -192,6 +192,6 @@ def _of_today(values: dict[str, Any]) -> dict[str, Any]:
         "needle_spans": [values["needle_span"]],
         "answers": [values["answer"]],
         "farthest_distance": values["distance_to_query"],
-        "null": round(null_model(values["reach"], values["prompt_tokens"]), 6),
+        "null": share_within(values["reach"], values["prompt_tokens"], [values["needle_span"]]),
         "partner": None,
     }

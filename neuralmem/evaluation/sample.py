@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from neuralmem.evaluation.prompts import Task
 from neuralmem.evaluation.rope import Rope
-from neuralmem.evaluation.stats import null_model
+from neuralmem.evaluation.stats import share_within
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,13 @@ class Sample:
         return self.distance > reach
 
     def null(self, reach: int) -> float:
-        """Expected official score of a model that sees the last `reach` tokens only and makes the best of them.
+        """Official score of a model that sees the last `reach` tokens only and makes the best of them.
 
-        Of needles it finds those that it sees, wherever they happen to stand: `stats.null_model`. Where words are to be
-        counted it counts those that it sees; their number is taken from the share of the haystack's tokens.
+        Of needles it finds those that stand in these tokens; placed uniformly, that is reach / length of them. Where
+        words are to be counted it counts those that it sees, a share of them as of the haystack's tokens.
         """
         if not self.counted:
-            return null_model(reach, len(self.rope))
+            return share_within(reach, len(self.rope), self.needles)
         size = self.context[1] - self.context[0]
         seen = min(size, max(0, reach - (len(self.rope) - self.context[1])))
         words = self.counted[len(self.counted) - len(self.counted) * seen // size :]

@@ -2,10 +2,11 @@
 
 Special: an interval that stays inside [0, 1] and is right at 0% and 100%, where needle scores often are.
 Source: Wilson 1927; the null model is evaluation.md section 1, finding 3 (a window of w tokens finds w / length of
-uniformly placed needles, and several published rows are exactly that).
+uniformly placed needles, and several published rows are exactly that), here of the needles as they really stand.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 Z95 = 1.959963984540054  # two-sided 95% quantile of the normal distribution
@@ -45,13 +46,11 @@ def wilson(hits: float, n: int, z: float = Z95) -> Share:
     return Share(hits, n, p, low, high)
 
 
-def null_model(reach: int, length: int) -> float:
-    """Expected score, on uniformly placed needles, of a model that sees only the last `reach` tokens of `length`.
+def share_within(reach: int, length: int, needles: Sequence[Sequence[int]]) -> float:
+    """Share of needles, (start, stop) each, that stand within the last `reach` tokens of `length`.
 
     Example:
-        >>> null_model(reach=1024, length=4096)
-        0.25
-        >>> null_model(reach=10**18, length=4096)
-        1.0
+        >>> share_within(reach=1024, length=4096, needles=[(100, 120), (3060, 3080)])
+        0.5
     """
-    return min(1.0, reach / length)
+    return sum(length - stop <= reach for _, stop in needles) / len(needles)
