@@ -219,7 +219,7 @@ class Needles(Curriculum):
     def room(self, stage: Stage, part: Stage | Longer) -> int:
         longest = sorted(self.keys, key=lambda key: len(self.tokenizer.encode(f"-{key}")))
         needed = []
-        for form in self._in_use(stage.forms):
+        for form in self._in_use(stage.forms if part.forms is None else part.forms):
             key = "-".join(longest[-form.key_words :])
             told, asked = (
                 len(self._part(form, key_part, key)) + len(self._part(form, value_part, 0))
@@ -255,8 +255,8 @@ class Needles(Curriculum):
         words = rng.choice(pool, (layout.facts, form.key_words), replace=False).tolist()
         keys = ["-".join(self.keys[i] for i in key) for key in words]
         told = np.arange(layout.facts)
-        if layout.updates:  # some keys are told twice, the latest value counts
-            told = rng.permutation(np.append(told, rng.choice(layout.facts, layout.updates, replace=False)))
+        if layout.updates:  # some keys are told again, the latest value counts
+            told = rng.permutation(np.append(told, rng.integers(layout.facts, size=layout.updates)))
         values: dict[int, int] = {}
         needles = []
         for i in told.tolist():

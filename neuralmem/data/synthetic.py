@@ -33,7 +33,8 @@ class Longer:
         share: part of all batches, 0 to 1
         facts: facts per row
         questions: questions per row
-        updates: keys that are told a second time, with another value, which is the one that counts
+        updates: facts that tell another value of a key told before, drawn at random each; the latest counts
+        forms: formats in use, as in `Stage`; None: those of the stage
     """
 
     length: int
@@ -41,6 +42,7 @@ class Longer:
     facts: int
     questions: int
     updates: int = 0
+    forms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Stage:
         length: tokens per row
         facts: facts per row, with different keys
         questions: questions per row; more than facts: some are asked again
-        updates: keys that are told a second time, with another value, which is the one that counts
+        updates: facts that tell another value of a key told before, drawn at random each; the latest counts
         gap: tokens at least between the last fact and the first question, as far as the row has room
         forms: formats of facts in use, from the first on, of data that has several; 0: all
         longer: lengths that some of the batches have instead
@@ -137,8 +139,8 @@ class Curriculum(IterableDataset[Batch]):
             for name in ("length", "facts", "questions"):
                 if getattr(part, name) < 1:
                     raise UserError(f"{where}.{name} is {getattr(part, name)}; it must be at least 1")
-            if not 0 <= part.updates <= part.facts:
-                raise UserError(f"{where}.updates is {part.updates}; it must be 0 to {part.facts}, its facts")
+            if part.updates < 0:
+                raise UserError(f"{where}.updates is {part.updates}; it must be at least 0")
             if part.facts > (available := min(stage.keys or keys, keys)):
                 raise UserError(f"{where}.facts is {part.facts}; only {available} distinct keys are in use")
             if part.length < (needed := self.room(stage, part)):
@@ -180,7 +182,8 @@ class Curriculum(IterableDataset[Batch]):
             chance -= longer.share
         rows = max(1, self.batch_tokens // chosen.length)
         counts = (chosen.length, chosen.facts, chosen.questions)
-        return Layout(rows, stage.keys, *counts, stage.gap, chosen.updates, stage.forms)
+        forms = stage.forms if chosen.forms is None else chosen.forms
+        return Layout(rows, stage.keys, *counts, stage.gap, chosen.updates, forms)
 
     @property
     def settings(self) -> dict[str, Any]:

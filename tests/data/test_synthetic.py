@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -189,10 +190,11 @@ def test_the_latest_value_counts() -> None:
         said = facts(tokenizer.decode(tokens))
         told, asked = said[:6], said[6:]
         assert len({key for key, _ in told}) == 4
-        assert len(set(told)) == 6  # told again with another value
+        values = {key: [value for other, value in told if other == key] for key, _ in told}
+        assert all(a != b for told in values.values() for a, b in pairwise(told))  # told again with another value
         assert dict(asked) == dict(told)  # of two facts the later one
-    with pytest.raises(UserError, match=r"stages\[0\]\.updates is 5; it must be 0 to 4"):
-        Needles([Stage(length=256, facts=4, updates=5)], tokenizer=tokenizer, haystack=haystack, form=form)
+    with pytest.raises(UserError, match=r"stages\[0\]\.updates is -1; it must be at least 0"):
+        Needles([Stage(length=256, facts=4, updates=-1)], tokenizer=tokenizer, haystack=haystack, form=form)
     with pytest.raises(UserError, match="RecallData tells every key once"):
         Recall([Stage(length=64, facts=4, updates=1)])
 
