@@ -2,7 +2,7 @@
 
 Special: a state is a value, so a question is read by a copy of it and the text goes on as if nobody had asked. With the
 memory frozen or off nothing is written, and before a question only what it can still see is read. The reset control
-answers every question from a fresh state and reads nothing else.
+answers every question from a fresh state and reads nothing else; the shuffled one from the state after the next script.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,6 +17,7 @@ from neuralmem.evaluation.reader import MODES, Reader
 from neuralmem.evaluation.rope import Rope
 from neuralmem.evaluation.script import Ask, Question, Read, Script
 
+KEPT_UP = ("none", "shuffled")  # ablations under which everything is read and written
 _ROWS, _STATE = 256, 1 << 28  # rows and bytes of state that are asked at once
 
 
@@ -86,18 +87,22 @@ class Listener(Reader):
         Args:
             scripts: with the same kinds of steps in the same order
             ablation: "none", "frozen" (nothing written), "off" (memory's output is zero), "reset" (every question is
-                put to a fresh state)
+                put to a fresh state), "shuffled" (to the state after as much of the next script, the first after the
+                last)
 
         Returns:
             The replies of each script, in the order of its questions; bytes of state per row at the last question.
 
         Raises:
-            UserError: scripts whose steps differ in kind, or a session's end for a model that knows none.
+            UserError: scripts whose steps differ in kind, a session's end for a model that knows none, or "shuffled"
+                with a single script.
         """
         kinds = {tuple(type(step).__name__ for step in script.steps) for script in scripts}
         if len(kinds) != 1:
             raise UserError(f"scripts have steps of {len(kinds)} kinds; those that run side by side must be alike")
         rows = len(scripts)
+        if ablation == "shuffled" and rows < 2:
+            raise UserError("shuffled needs the state of another text; read at least two side by side")
         place = _Place(self.model.init_state(rows), [[] for _ in scripts], [0] * rows, [0] * rows)
         replies: list[list[Reply]] = [[] for _ in scripts]
         size = place.state.nbytes // rows
@@ -114,7 +119,7 @@ class Listener(Reader):
         for row, text in enumerate(texts):
             place.texts[row].append(text)
             place.total[row] += len(text)
-        if ablation == "none":
+        if ablation in KEPT_UP:
             place.texts = [[] for _ in texts]
             _, place.state = self._read([(text, 0, len(text)) for text in texts], place.state, "on")
         else:
@@ -123,7 +128,7 @@ class Listener(Reader):
 
     def _drop(self, place: _Place, ablation: str) -> None:
         place.texts = [[] for _ in place.texts]
-        if ablation == "none":
+        if ablation in KEPT_UP:
             if not hasattr(self.model, "memory_only"):
                 raise UserError(f"{type(self.model).__name__} cannot drop what it has seen: it has no memory_only")
             place.state = self.model.memory_only(place.state)
@@ -156,7 +161,7 @@ class Listener(Reader):
         state: Any = None
         for start in range(0, len(pairs), group):
             some = pairs[start : start + group]
-            rows = [row for row, _ in some]
+            rows = [(row + (ablation == "shuffled")) % len(asks) for row, _ in some]
             forked = place.state if rows == list(range(len(asks))) else place.state.select(rows)
             found, state = self._put([question for _, question in some], forked, ablation)
             for (row, question), (right, nll) in zip(some, found, strict=True):
@@ -169,6 +174,10 @@ class Listener(Reader):
 
     def _keep(self, asks: Sequence[Any], place: _Place, state: Any, ablation: str) -> None:
         """Questions that stay in the text with their answers, whose last tokens are still to be read."""
+        if ablation == "shuffled":  # asked elsewhere, so nothing of it has been read here
+            texts = [Rope([[*ask.questions[0].tokens, *ask.questions[0].answer]]) for ask in asks]
+            self._hear(texts, place, ablation)
+            return
         last = [Rope([list(ask.questions[0].answer[-1:])]) for ask in asks]
         for row, ask in enumerate(asks):
             question = ask.questions[0]

@@ -23,7 +23,8 @@ from neuralmem.evaluation.tables import Line
 
 Row = dict[str, Any]
 """Results of one script under one control; its `answers` are as `describe` makes them."""
-CONTROLS = ("frozen", "off", "reset")
+CONTROLS = ("frozen", "off", "reset", "shuffled")
+USUAL = CONTROLS[:3]  # the last reads everything once more
 IDENTITY = ("measure", "script_sha256", "ablation", "ckpt_sha256", "chunk_size_eval", "dtype", "number")
 
 
@@ -77,7 +78,7 @@ class Sampling:
     """
 
     samples: int = 32
-    ablations: tuple[str, ...] = ("none", *CONTROLS)
+    ablations: tuple[str, ...] = ("none", *USUAL)
     seed: int = 42
     batch_size: int = 16
 
@@ -137,8 +138,7 @@ def _ask(
             todo.append(script)
         else:
             listener.progress(script.tokens)
-    for start in range(0, len(todo), batch_size):
-        batch = todo[start : start + batch_size]
+    for batch in _batches(scripts, todo, ablation, batch_size):
         began = time.perf_counter()
         replies, size = listener.listen(batch, ablation)
         seconds = round((time.perf_counter() - began) / len(batch), 6)
@@ -149,12 +149,27 @@ def _ask(
                 | {"prompt_tokens": script.tokens, "state_bytes": size, "wall_s": seconds}
                 | {"answers": [describe(reply) for reply in own]}
                 for script, own in zip(batch, replies, strict=True)
+                if script in todo
             )
         )
     for key in keys.values():
         row = journal.find(**key)
         assert row is not None
         yield row
+
+
+def _batches(scripts: Sequence[Script], todo: Sequence[Script], ablation: str, size: int) -> Iterator[Sequence[Script]]:
+    """What is read side by side. "shuffled" asks the next script's state, so there a batch is the same however many
+    are missing in it, and none is of a single script."""
+    if ablation != "shuffled":
+        yield from (todo[start : start + size] for start in range(0, len(todo), size))
+        return
+    count = max(1, len(scripts) // max(2, size))
+    missing = {script.number for script in todo}
+    for part in range(count):
+        batch = scripts[len(scripts) * part // count : len(scripts) * (part + 1) // count]
+        if any(script.number in missing for script in batch):
+            yield batch
 
 
 def describe(reply: Reply) -> Row:

@@ -25,7 +25,7 @@ from neuralmem.evaluation.rows import Subject
 from neuralmem.evaluation.script import Ask, Read
 from neuralmem.evaluation.sessions import Sessions
 from neuralmem.evaluation.stats import Share
-from neuralmem.evaluation.streams import CONTROLS, Measure, Row, Sampling, run
+from neuralmem.evaluation.streams import USUAL, Measure, Row, Sampling, run
 from neuralmem.evaluation.tables import Line
 from neuralmem.tokenizer import ByteTokenizer
 from tests.evaluation.keeper import Keeper, Told
@@ -85,13 +85,38 @@ def test_recall_counts_what_is_kept(facts: Facts, subject: Subject, tmp_path: Pa
     assert [line["facts"] for line in lines[:2]] == [4, 8]
     assert [line["accuracy"].share for line in lines[:2]] == [1.0, 5 / 8]
     for line in lines[:2]:
-        assert shares(line, *CONTROLS) == [0.0, 0.0, 0.0]
+        assert shares(line, *USUAL) == [0.0, 0.0, 0.0]
         assert line["null model"] == 0
     assert lines[0]["beyond reach"].n == 4 * 4
     assert sum(line["beyond reach"].n for line in lines[2:]) == 4 * 12, "every answer has a distance"
     window = measure.lines(ask(measure, facts, subject, tmp_path / "b", Keeper(lambda told, now: [])))
     assert [line["beyond reach"].share for line in window[:2]] == [0.0, 0.0]
     assert window[0]["nll"] == pytest.approx(3 * math.log(11), abs=1e-3)
+
+
+@pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.name)
+def test_the_state_of_another_text_knows_nothing_of_this_one(
+    measure: Measure, facts: Facts, subject: Subject, tmp_path: Path
+) -> None:
+    """A model that keeps everything fails there beyond reach; five texts are read as two and three, never as one."""
+    sampling = Sampling(samples=5, ablations=("none", "shuffled"), batch_size=2)
+    keeper = Keeper(copies=measure.name == "copy")
+    rows = ask(measure, facts, subject, tmp_path, keeper, sampling)
+    found = {
+        name: [a for row in rows if row["ablation"] == name for a in row["answers"]] for name in sampling.ablations
+    }
+    pairs = [(a, b) for a, b in zip(*found.values(), strict=True) if not a["seen"] and a.get("age", 0) == 0]
+    right = [sum(answer["right"] for answer in some) for some in zip(*pairs, strict=True)]
+    assert right[1] < 0.5 * right[0]
+    lines = (tmp_path / f"{measure.name.replace('-', '_')}.jsonl").read_text().splitlines()
+    assert len(lines) == len(rows), "no row stands there twice"
+    (tmp_path / f"{measure.name.replace('-', '_')}.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    assert ask(measure, facts, subject, tmp_path, keeper, sampling) == [
+        row | {"wall_s": again["wall_s"]}
+        for row, again in zip(rows, ask(measure, facts, subject, tmp_path, keeper, sampling), strict=True)
+    ]
+    with pytest.raises(UserError, match="read at least two side by side"):
+        ask(measure, facts, subject, tmp_path / "one", keeper, replace(sampling, samples=1))
 
 
 def test_recall_within_reach_is_told_apart(facts: Facts, subject: Subject, tmp_path: Path) -> None:
@@ -139,7 +164,7 @@ def test_overwriting(keeps, expected: list, facts: Facts, subject: Subject, tmp_
     measure = Overwrite((0, 3), 4, GAP)
     lines = measure.lines(ask(measure, facts, subject, tmp_path, Keeper(keeps)))
     assert [tuple(shares(line, "accuracy", "stale", "other")) for line in lines] == expected
-    assert all(shares(line, *CONTROLS) == [0.0, 0.0, 0.0] for line in lines)
+    assert all(shares(line, *USUAL) == [0.0, 0.0, 0.0] for line in lines)
     assert lines[1]["accuracy"].n == 4 * 4
 
 
@@ -150,7 +175,7 @@ def test_copying(facts: Facts, subject: Subject, tmp_path: Path) -> None:
     assert line["first time"].share < 0.2
     assert line["nll second"] == pytest.approx(0.0, abs=1e-6)
     assert line["nll saved"] == pytest.approx(1.0)
-    assert max(shares(line, *CONTROLS)) < 0.2, "in the window stands the text in between"
+    assert max(shares(line, *USUAL)) < 0.2, "in the window stands the text in between"
     assert line["second time"].n == 4 * 20
     assert line["distance"] >= GAP + 24 - 1
     [line] = measure.lines(ask(measure, facts, subject, tmp_path / "b", Keeper()))
@@ -173,7 +198,7 @@ def test_sessions(facts: Facts, subject: Subject, tmp_path: Path) -> None:
     assert [line["lag"] for line in lines] == [1, 2, 3, 4]
     assert [line["accuracy"].share for line in lines] == [1.0, 1.0, 0.0, 0.0]
     assert all(line["null model"] == 0 for line in lines), "windows are emptied"
-    assert all(shares(line, *CONTROLS) == [0.0, 0.0, 0.0] for line in lines)
+    assert all(shares(line, *USUAL) == [0.0, 0.0, 0.0] for line in lines)
     sharp = Sessions(2, 1, spread=1, tail=0)  # all within the window, were it not emptied
     rows = ask(sharp, facts, replace(subject, reach=500), tmp_path / "b", Keeper(lambda told, now: [], reach=500))
     assert [line["accuracy"].share for line in sharp.lines(rows)] == [0.0, 0.0]
@@ -198,7 +223,7 @@ def test_half_life_of_a_model_that_forgets(facts: Facts, subject: Subject, tmp_p
     lines = measure.lines(rows)
     assert [line["since"] for line in lines] == [64, 128, 256, 512, 1024, 2048]
     assert all(line["since"] < line["tokens"] < line["since"] + 120 for line in lines), "that of the last fact is exact"
-    assert all(shares(line, *CONTROLS) == [0.0, 0.0, 0.0] for line in lines)
+    assert all(shares(line, *USUAL) == [0.0, 0.0, 0.0] for line in lines)
 
 
 def test_half_life_that_is_not_reached_and_that_is_none(facts: Facts, subject: Subject, tmp_path: Path) -> None:
@@ -228,7 +253,7 @@ def test_capacity_in_bits(facts: Facts, subject: Subject, tmp_path: Path) -> Non
     assert [line["linear memory"] for line in lines] == pytest.approx([4 * each, 6 * each])
     assert lines[1]["bits / state byte"] == pytest.approx(5 * each / 1000, abs=1e-5)
     assert lines[1]["bits / state number"] == pytest.approx(5 * each / 36, abs=1e-3)
-    assert [line[f"bits {name}"] for line in lines for name in CONTROLS] == [0.0] * 6
+    assert [line[f"bits {name}"] for line in lines for name in USUAL] == [0.0] * 6
 
 
 def test_measures_of_continual_learning_by_hand() -> None:
@@ -260,7 +285,7 @@ def test_tasks_in_sequence(
     assert measure.matrix(rows) == matrix
     by_memory = {line["memory"]: line for line in measure.lines(rows) if line["after"] == "all"}
     assert tuple(by_memory["on"][name] for name in measures(matrix)._fields) == pytest.approx(summary)
-    for name in CONTROLS:
+    for name in USUAL:
         assert by_memory[name]["acc"] == 0.0
 
 

@@ -12,7 +12,7 @@ from neuralmem.evaluation.lengths import split_list
 from neuralmem.evaluation.listener import Listener
 from neuralmem.evaluation.opened import Opened, add_common_options, check_positive, one_of, open_checkpoint
 from neuralmem.evaluation.screen import progress_bar
-from neuralmem.evaluation.streams import CONTROLS, Measure, Sampling
+from neuralmem.evaluation.streams import CONTROLS, USUAL, Measure, Sampling
 from neuralmem.evaluation.streams import run as run_measure
 from neuralmem.evaluation.tables import print_lines, reach_note, write_csv
 
@@ -22,7 +22,7 @@ def add_stream_options(parser: argparse.ArgumentParser, command: str, samples: i
     add_common_options(parser, command)
     add = parser.add_argument
     add("--samples", type=int, default=samples, metavar="N", help=f"texts per setting ({samples})")
-    add("--ablate", metavar="LIST", help="controls, of none,frozen,off,reset (all where there is a memory)")
+    add("--ablate", metavar="LIST", help="controls, of none,frozen,off,reset,shuffled (all but the last)")
     add("--haystack", metavar="NAME", help=f"{', '.join(NAMES)} (as trained on)")
 
 
@@ -83,7 +83,7 @@ def carry_out(options: argparse.Namespace, command: str, choose: Callable[[Opene
     """
     opened = open_checkpoint(options, command)
     model, measure = opened.model, choose(opened)
-    given = options.ablate or ("none," + ",".join(CONTROLS) if model.has_memory else "none")
+    given = options.ablate or ("none," + ",".join(USUAL) if model.has_memory else "none")
     ablations = [one_of(name, ("none", *CONTROLS), "--ablate") for name in split_list(given, "--ablate")]
     sampling = Sampling(options.samples, tuple(dict.fromkeys(["none", *ablations])), options.seed, options.batch_size)
     facts = Facts(opened.training, opened.tokenizer, options.haystack, options.seed)
@@ -93,7 +93,8 @@ def carry_out(options: argparse.Namespace, command: str, choose: Callable[[Opene
     lines, notes = measure.lines(rows), measure.notes(rows)
     notes += [
         reach_note(model.reach) + " Null model: questions that they could answer.",
-        "Controls are counted beyond reach: frozen writes nothing, off silences the memory, reset empties the state.",
+        "Controls are counted beyond reach: frozen writes nothing, off silences the memory, reset empties the state, "
+        "shuffled asks the state after another text.",
     ]
     print_lines(f"{command}: {opened.folder}", lines, notes)
     name = command.replace("-", "_")
