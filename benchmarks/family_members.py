@@ -2,7 +2,7 @@
 
 All have a layer of attention over a short window, then their own; the same width, about the same number of parameters
 (the feed-forward makes up the difference) and about the same size of state: head width and expansion of a memory, how
-many of HOPE's levels learn. TTT-E2E has no such knob: its state is its feed-forward.
+many of HOPE's levels learn, and how large a part of TTT-E2E's feed-forward.
 """
 
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ def members() -> Iterator[Member]:
         if layer in registry.names("layer"):
             yield Member(layer, fit(replace(BASE, pattern=["transformer", layer])))
     if "ttt_e2e" in registry.names("model"):
-        end_to_end = replace(BASE.end_to_end, mini_batch=WINDOW)
+        end_to_end = replace(BASE.end_to_end, mini_batch=WINDOW, learns="feed_forward")
         yield Member("ttt_e2e", fit(replace(window, model="ttt_e2e", end_to_end=end_to_end)))
 
 
@@ -68,6 +68,8 @@ def fit(config: ModelConfig, *, knobs: bool = True, state: int = STATE) -> Model
     """The config with a state near so many bytes and parameters near PARAMETERS."""
     if not knobs:
         return _filled(config)
+    if config.model == "ttt_e2e":
+        return _widest(map(_filled, _parts(config)), state)
     if not set(config.pattern) & set(OWN_LAYERS):
         return _filled(_widest(_sizes(config), state))
     # Their feed-forward is state too, so one depends on the other.
@@ -111,6 +113,13 @@ def _levels(config: ModelConfig) -> Iterator[ModelConfig]:
         for head_width, expansion in product((16, 24, 32), (0.5, 1.0)):
             memory = replace(config.memory, head_width=head_width, expansion=expansion, continuum=continuum)
             yield replace(config, memory=memory)
+
+
+def _parts(config: ModelConfig) -> Iterator[ModelConfig]:
+    """The config with one part of its feed-forward that learns among more and more that do not."""
+    for resting in (0, 1, 3, 7, 15, 31):
+        periods = [config.end_to_end.mini_batch, *[None] * resting]
+        yield replace(config, end_to_end=replace(config.end_to_end, periods=periods))
 
 
 def state_bytes(config: ModelConfig) -> int:

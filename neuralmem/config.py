@@ -50,7 +50,8 @@ class ContinuumConfig:
     Args:
         periods: tokens between two updates of a level, fastest first, each a multiple of the first, and last those that
             never update: null. None for all is memory.chunk_size and four times that
-        learn: per level, whether it learns while reading; None is all. A level that does not is as one of period null
+        learn: per level, whether it learns while reading; None is all. One that does not reads as one of period null
+            does, and keeps its gates, so that the config can switch levels of a trained model off and on
         variant: "sequential": h <- h + level(h), each level with first weights of its own; "nested": the same with one
             shape, where a level starts anew from the next slower one whenever that has updated; "independent": levels
             side by side, summed with learned weights
@@ -104,9 +105,13 @@ class ContinuumConfig:
         Args:
             chunk_size: the memory's, from which the periods come if none are given
         """
-        periods = self.periods if self.periods is not None else [chunk_size, 4 * chunk_size]
+        periods = self.all_periods(chunk_size)
         learn = self.learn if self.learn is not None else [True] * len(periods)
         return [period if learns else None for period, learns in zip(periods, learn, strict=True)]
+
+    def all_periods(self, chunk_size: int) -> list[int | None]:
+        """The same whether a level learns or not: None only where it has no period."""
+        return self.periods if self.periods is not None else [chunk_size, 4 * chunk_size]
 
 
 @dataclass(frozen=True)

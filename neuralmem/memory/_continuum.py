@@ -47,6 +47,8 @@ class Levels(nn.Module):
         super().__init__()
         self.config, self.residual = config.continuum, residual
         self.periods = tuple(config.continuum.learning_periods(config.chunk_size))
+        timed = config.continuum.all_periods(config.chunk_size)
+        self.timed = [i for i, period in enumerate(timed) if period is not None]
         count = 1 if self.config.variant == "nested" else len(self.periods)
         up, down = ((2 * hidden, width), (width, hidden))
         self.up = nn.ParameterList(torch.empty(heads, *up).uniform_(-1, 1) / width**0.5 for _ in range(count))
@@ -102,9 +104,9 @@ class LevelledMemory(Memory):
     gate_map: GateMap
 
     def build_levels(self, hidden: int, residual: bool, scale: float = 1.0, eps: float = 1e-6) -> None:
-        """The levels and their gates: theta of each that learns, then alpha of each."""
+        """The levels and their gates: theta of each that has a period, then alpha of each."""
         self.levels = Levels(self.config, self.heads, self.head_width, hidden, residual, scale, eps)
-        count = len(self.levels.learning)
+        count = len(self.levels.timed)
         if count:
             biases = [self.config.theta_bias] * count + [self.config.alpha_bias] * count
             self.gate_map = GateMap(self.width, self.heads, biases)
@@ -117,6 +119,9 @@ class LevelledMemory(Memory):
         periods = [float(self.levels.periods[i] or 1) for i in self.levels.learning]
         opened = torch.stack(self.gate_map(x), dim=-1)
         theta, alpha = opened.chunk(2, dim=-1)
+        if self.levels.learning != self.levels.timed:
+            chosen = [self.levels.timed.index(i) for i in self.levels.learning]
+            theta, alpha = theta[..., chosen], alpha[..., chosen]
         probe.observe_saturation("theta", theta)
         probe.observe_saturation("alpha", alpha)
         probe.observe("write", theta, tokens=1)
@@ -174,7 +179,7 @@ class ContinuumFeedForward(LevelledMemory):
         shares = 1 if config.continuum.variant == "nested" else len(config.continuum.learning_periods(1))
         self.build_levels(max(1, round(hidden / shares)), residual=False, scale=RESIDUAL_SCALE, eps=eps)
         self.has_memory = bool(self.levels.learning)
-        if not self.has_memory:
+        if not self.levels.timed:
             return
         self.value = nn.Linear(width, width, bias=False)
         if config.convolution > 1:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from neuralmem import registry
-from neuralmem.config import AttentionConfig, EndToEndConfig, MemoryConfig, ModelConfig
+from neuralmem.config import AttentionConfig, ContinuumConfig, EndToEndConfig, MemoryConfig, ModelConfig
 from neuralmem.layers._layer import Layer
 from neuralmem.memory._memory import Memory
 from neuralmem.models.causal_lm import CausalLM
@@ -202,6 +202,10 @@ def variants() -> list[Subject]:
             "long convolution, tied",
             memory={"convolution": 7, "induction": False, "theta_max": 0.8},
             tie_embeddings=True,
+        ),
+        *(
+            change(f"{variant} levels", memory={"continuum": ContinuumConfig(periods=[2, 4, None], variant=variant)})
+            for variant in ("nested", "independent")
         ),
         change("reference backend", memory={"backend": "reference"}),
         change("chunked backend", memory={"backend": "chunked"}),  # where native is built, auto is that

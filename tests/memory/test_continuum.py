@@ -247,6 +247,27 @@ def test_a_level_that_is_switched_off_stays_and_has_no_state() -> None:
     assert not torch.allclose(silent, memory(x)[0])
 
 
+@pytest.mark.parametrize("learn", [[True, False, True], [False, True, True], [False, False, True]], ids=str)
+def test_levels_of_a_trained_memory_are_switched_off_and_on(learn: list[bool]) -> None:
+    """Same parameters whatever learns; a level that is off is one that forgets all and learns nothing, exactly."""
+    trained, x = feed_forward([2, 6, None]), draw(2, 13, 8)
+    switched = feed_forward([2, 6, None], learn=learn)
+    switched.load_state_dict(trained.state_dict())
+    again = feed_forward([2, 6, None])
+    again.load_state_dict(switched.state_dict())
+    assert torch.equal(again(x)[0], trained(x)[0])
+    assert len(switched.init_state(1).weights) == 2 * sum(learn[:2])
+    if learn == [False, True, True]:
+        return  # its chunks are longer, and the bound of a step is taken a chunk at a time
+    with torch.no_grad():
+        for gate in (0, 2):  # theta of the two levels with a period, then alpha of both
+            for level in (0, 1):
+                if not learn[level]:
+                    trained.gate_map.weight[gate + level].zero_()
+                    trained.gate_map.bias[gate + level] = -1e4
+    torch.testing.assert_close(switched(x)[0], trained(x)[0], atol=1e-12, rtol=0)
+
+
 def test_a_slow_levels_gradient_is_the_sum_over_its_period() -> None:
     """On a grid of 2 as on one of 6: within a period its weights stand still. Only the bound of curvature adds up."""
     made = make("sequential", (24,), 12, size=6)
