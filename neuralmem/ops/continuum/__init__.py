@@ -50,8 +50,8 @@ def continuum_memory(
         G_l = sum of theta_t grad |M_l(k_t) - v_t|^2 over the period of level l, gradients at its weights in the period
         W_l <- W_l - (sum of alpha_t) (W_l - W_l0) - G_l / (1 + c_l)                     at the period's end
 
-    c_l, of each matrix, bounds the curvature of that sum along G_l (README.md). A period ends with the chunk after which
-    it has no room for another. Computed in promote_types(dtype, float32).
+    c_l, of each matrix, bounds the curvature of that sum along G_l (README.md). A period ends with the chunk after
+    which it has no room for another. Computed in promote_types(dtype, float32).
 
     Args:
         q, k, v: [B, T, H, D], of one dtype
