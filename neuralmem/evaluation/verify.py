@@ -52,6 +52,7 @@ def differences(
     tokenizer: TokenizerLike,
     fingerprint: str,
     weights: str,
+    reach: int,
     training: TrainingData,
 ) -> Iterator[str]:
     """Every difference between rows and what they must be, a line each.
@@ -62,6 +63,7 @@ def differences(
         tokenizer: of the checkpoint
         fingerprint: the tokenizer's
         weights: hash of the checkpoint's weights, as rows name them
+        reach: what its model states
         training: what the checkpoint was trained on
 
     Raises:
@@ -79,6 +81,8 @@ def differences(
         return
     for name, count in Counter(row.ckpt_sha256 for row in rows if row.ckpt_sha256 != weights).items():
         yield f"checkpoint: {count} of {len(rows)} rows have ckpt_sha256 {name}, the checkpoint's is {weights}"
+    for other, count in Counter(row.reach for row in rows if not row.baseline and row.reach != reach).items():
+        yield f"reach: {count} of {len(rows)} rows have reach {other}, the checkpoint's model states {reach}"
     found: dict[tuple[Place, str, str], list[Row]] = {}
     for row in rows:
         found.setdefault((_place(row), row.ablation, row.baseline), []).append(row)

@@ -30,7 +30,7 @@ Rows = list[dict[str, Any]]
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with results of an oracle in its folder niah."""
     torch.manual_seed(0)
-    config = ModelConfig(257, 16, 1, attention=AttentionConfig(heads=1, window=16), memory=MemoryConfig(heads=1))
+    config = ModelConfig(257, 16, 1, attention=AttentionConfig(heads=1, window=301), memory=MemoryConfig(heads=1))
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     save(folder, CausalLM(config), ByteTokenizer())
     weights = fingerprint(json.loads(manifest(folder) or b"{}")["files"])
@@ -67,6 +67,7 @@ def test_results_as_they_were_written_pass(written: Path, capsys: pytest.Capture
         (lambda rows: rows[9].update(needle_spans=[[1, 2]]), "needle_spans is ((1, 2),), computed again"),
         (lambda rows: rows[0].update(beyond_window=not rows[0]["beyond_window"]), "beyond_window is"),
         (lambda rows: rows[26].update(null=0.99), "null is 0.99"),
+        (lambda rows: rows[7].update(reach=rows[7]["reach"] - 1), "reach: 1 of 27 rows have reach"),
         (lambda rows: rows.pop(13), ": missing"),
         (lambda rows: rows[5].update(ckpt_sha256="f" * 64), "checkpoint: 1 of 27 rows have ckpt_sha256 ffff"),
         (lambda rows: rows[5].update(nominal_len=1024), "not of settings.json, as 1 rows in all"),

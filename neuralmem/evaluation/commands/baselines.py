@@ -14,6 +14,7 @@ from neuralmem.evaluation.commands import niah
 from neuralmem.evaluation.comparison import Contender, compare, print_comparison, to_rows
 from neuralmem.evaluation.comparison_figure import write_figure
 from neuralmem.evaluation.lengths import parse_lengths, split_list
+from neuralmem.evaluation.measured_reach import measured_reach
 from neuralmem.evaluation.niah import Settings
 from neuralmem.evaluation.niah import run as run_needles
 from neuralmem.evaluation.opened import Opened, add_common_options, open_checkpoint
@@ -68,13 +69,14 @@ def run(options: argparse.Namespace) -> None:
     others = open_others(options, opened)
     out, contenders = opened.out, list[Contender]()
     niah.refuse_other_answers(out, settings)
+    measured = measured_reach(opened.model)
     with progress_bar() as (plan, advance):
         planned = 0
 
         def begin(tokens: int) -> None:
             nonlocal planned
             planned += tokens
-            niah.write_settings(out, settings)
+            niah.write_settings(out, settings, measured)
             plan(planned)
 
         # All are made before the first is asked, so that a choice that cannot be used costs no time.

@@ -31,6 +31,7 @@ from neuralmem.evaluation.comparison import Contender, compare, print_comparison
 from neuralmem.evaluation.haystack import NAMES
 from neuralmem.evaluation.heatmap import write_heatmaps
 from neuralmem.evaluation.lengths import parse_depths, parse_lengths, parse_samples, split_list
+from neuralmem.evaluation.measured_reach import measured_reach
 from neuralmem.evaluation.needle_table import print_table
 from neuralmem.evaluation.niah import DEPTHS, Settings
 from neuralmem.evaluation.niah import run as run_needles
@@ -106,10 +107,11 @@ def run(options: argparse.Namespace) -> None:
         settings = replace(settings, ablations=ABLATIONS)
     refuse_other_answers(out, settings)
     subject, title = opened.subject, str(opened.folder)
+    measured = measured_reach(model)
     with progress_bar() as (plan, advance):
 
         def begin(tokens: int) -> None:
-            write_settings(out, settings)
+            write_settings(out, settings, measured)
             plan(tokens)
 
         reader = Reader(model, opened.tokenizer, opened.stream_chunk, advance, model.config.attention.segment)
@@ -118,6 +120,8 @@ def run(options: argparse.Namespace) -> None:
             subject, title = replace(subject, baseline=label), f"{title} with {label}"
         rows = run_needles(settings, reader, subject, out, training, begin)
     print_table(summarise(rows), title)
+    if measured is not None:
+        print(f"Measured: {measured:,} tokens back a changed token last alters a logit while nothing is written.")
     if options.baseline:
         plain = [row for row in rows if row.ablation == "none"]
         print_comparison(compare([Contender(subject.baseline, plain)]), str(opened.folder), model.reach)
@@ -169,14 +173,15 @@ def refuse_other_answers(out: Path, settings: Settings) -> None:
             raise UserError(f"--{option} is {now}; {out} has results with {before[name]}, give another --out")
 
 
-def write_settings(out: Path, settings: Settings) -> None:
-    """Make the folder and write the settings into it.
+def write_settings(out: Path, settings: Settings, measured: int | None) -> None:
+    """Make the folder and write the settings into it, with the reach that was measured.
 
     Raises:
         UserError: the folder cannot be written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        durable.write_file(out / "settings.json", json.dumps(asdict(settings), indent=2) + "\n")
+        content = asdict(settings) | {"measured_reach": measured}
+        durable.write_file(out / "settings.json", json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"--out is {str(out)!r}, which cannot be written: {error.strerror}") from None

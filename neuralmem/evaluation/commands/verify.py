@@ -8,11 +8,15 @@ import argparse
 import json
 from pathlib import Path
 
+import torch
+
 from neuralmem.durable import manifest
 from neuralmem.errors import UserError
 from neuralmem.evaluation.recall import read_training_data
 from neuralmem.evaluation.rows import read_results
 from neuralmem.evaluation.verify import differences, read_settings
+from neuralmem.models.causal_lm import build_model
+from neuralmem.models.checkpoint import read_config
 from neuralmem.models.checkpoint import verify as verify_files
 from neuralmem.models.pretrained import locate
 from neuralmem.models.weights import fingerprint
@@ -51,8 +55,10 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--checkpoint is {str(folder)!r}, which has no tokenizer.json")
     tokenizer = load_tokenizer(files["tokenizer.json"])
     weights = fingerprint(json.loads(manifest(folder) or b"{}")["files"])
+    with torch.device("meta"):
+        reach = build_model(read_config(files["config.json"])).reach
     count = 0
-    for line in differences(rows, read_settings(out), tokenizer, tokenizer.fingerprint, weights, training):
+    for line in differences(rows, read_settings(out), tokenizer, tokenizer.fingerprint, weights, reach, training):
         print(line, flush=True)
         count += 1
     found = f"{count:,} difference{'s' * (count != 1)}" if count else "prompts, counts and scores are what they must be"

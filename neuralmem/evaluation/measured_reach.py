@@ -1,0 +1,49 @@
+"""How far attention and convolutions really reach: the farthest token whose change still alters a logit.
+
+Special: the reach that a model states is added up over its layers, a bound; trained weights may use less of it, and a
+mistake in a mask would show as more. Measured in float64 with the memory frozen, so that nothing is written.
+"""
+
+import copy
+from typing import Any
+
+import torch
+
+ALTERED = 1e-14  # difference of a logit in float64 that is more than rounding
+TEXTS, PLACES = 2, 8
+LONGEST = 4096  # tokens of such a text; what reaches farther is not measured
+
+
+@torch.no_grad()
+def measured_reach(model: Any, seed: int = 0) -> int | None:
+    """Tokens back, at most, that a changed token acts on a logit while nothing is written.
+
+    Args:
+        model: a `CausalLM`; not changed
+        seed: of the random texts and of the tokens that are changed in them
+
+    Returns:
+        The farthest of what was tried; None where that takes texts of more than 4,096 tokens, or attention is full.
+
+    Example:
+        >>> from neuralmem import CausalLM, ModelConfig
+        >>> config = ModelConfig(vocab_size=257, width=16, depth=1, pattern=["titans_mag"])
+        >>> model = CausalLM(config)
+        >>> measured_reach(model), model.reach
+        (63, 63)
+    """
+    span = model.config.attention.segment  # a token's reach hangs on its place in a segment of MAC
+    if span + model.reach + 16 > LONGEST:
+        return None
+    double, random = copy.deepcopy(model).double(), torch.Generator().manual_seed(seed)
+    vocabulary, device = model.config.vocab_size, next(model.parameters()).device
+    places = torch.arange(0, span, max(1, span // PLACES))
+    farthest = 0
+    for _ in range(TEXTS):
+        text = torch.randint(vocabulary, (1, span + model.reach + 16), generator=random)
+        rows = text.repeat(len(places) + 1, 1)
+        rows[torch.arange(len(places)), places] = (text[0, places] + 1) % vocabulary
+        logits = double(rows.to(device), memory="frozen")[0].cpu()
+        altered = ((logits[:-1] - logits[-1:]).abs().amax(-1) > ALTERED).nonzero()
+        farthest = max(farthest, int((altered[:, 1] - places[altered[:, 0]]).max()))
+    return farthest
