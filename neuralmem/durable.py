@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -213,13 +214,15 @@ def _as_os_error() -> Iterator[None]:
 
 
 def _seal(folder: Path, form: str) -> None:
-    """Flush every file, then write the manifest."""
+    """Flush every file, then write the manifest; all may be read by those whom the umask lets."""
     files = sorted(folder.iterdir())
     for file in files:
         _sync(file)
     content = {"format": form, "files": {file.name: _entry(file) for file in files}}
     # No line break at the end: without it every byte matters.
     (folder / MANIFEST).write_text(json.dumps(content, indent=2))
+    for file in files:  # safetensors makes files that only their owner can read
+        file.chmod(stat.S_IMODE((folder / MANIFEST).stat().st_mode))
     _sync(folder / MANIFEST)
     _sync(folder)
 

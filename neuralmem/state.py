@@ -7,6 +7,7 @@ saving are written once, here, for every layer and rule. Files are safetensors w
 import hashlib
 import json
 import os
+import stat
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -88,7 +89,10 @@ class State:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
+            temporary.touch()
+            mode = stat.S_IMODE(temporary.stat().st_mode)
             save_file(tensors, temporary, metadata=metadata)
+            temporary.chmod(mode)  # safetensors makes files that only their owner can read
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

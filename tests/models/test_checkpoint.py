@@ -29,6 +29,16 @@ NO_CONFIG = [("{", "is no JSON: "), ("[1]", "holds a list; it must be"), ("3", "
 FILES = ["config.json", "manifest.json", "model.safetensors", "tokenizer.json"]
 
 
+def test_files_may_be_read_by_those_whom_the_umask_lets(tmp_path: Path) -> None:
+    model, before = nm.CausalLM(CONFIG), os.umask(0o027)
+    try:
+        nm.save(tmp_path / "run", model, nm.ByteTokenizer())
+        model.init_state(1).save(tmp_path / "run" / "state.safetensors")
+    finally:
+        os.umask(before)
+    assert {f"{file.stat().st_mode & 0o777:o}" for file in (tmp_path / "run").iterdir()} == {"640"}
+
+
 @pytest.fixture
 def model() -> nm.CausalLM:
     return nm.CausalLM(CONFIG)
