@@ -19,6 +19,7 @@ import yaml
 
 import neuralmem as nm
 from neuralmem.evaluation.cli import parse
+from neuralmem.models.pretrained import names
 
 ROOT = Path(__file__).parent.parent
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -49,8 +50,11 @@ def anchors(document: Path) -> set[str]:
 
 
 def exists(path: str, document: Path) -> bool:
-    """A path from the root, the document, the package or the tests; a bare file name may be anywhere in the package."""
+    """A path from the root, the document, the package or the tests, or a shipped model's name; a bare file name may be
+    anywhere in the package."""
     if any((start / path).exists() for start in (ROOT, document.parent, ROOT / "neuralmem", ROOT / "tests")):
+        return True
+    if path in names():
         return True
     return "/" not in path and any((ROOT / "neuralmem").rglob(path))
 

@@ -1,5 +1,6 @@
 """The trained models in the package: whole, small, described, and they do find what a text told long ago."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -41,25 +42,28 @@ def test_each_is_whole_and_says_how_it_was_made(name: str) -> None:
     assert sum(p.numel() for p in model.parameters()) == made["parameters"]
 
 
-def test_the_first_one_remembers_what_the_text_told_and_only_with_its_memory() -> None:
+@pytest.mark.parametrize(("key", "value"), [("harbour", "4711"), ("window", "0815"), ("string", "2718")])
+def test_what_the_text_told_is_said_far_beyond_reach_and_only_with_the_memory(key: str, value: str) -> None:
     model, tokenizer = nm.load("neuralmem/mag-tiny")
     assert tokenizer is not None
-    facts = {"window": "4711", "value": "0815", "string": "2718"}
-    text = haystack_text(4096)
-    told = text[: text.index("\n", 500) + 1] + "".join(f"@{key} {value}\n" for key, value in facts.items())
-    told += text[len(told) : text.rindex("\n") + 1]
-    ids = torch.tensor([tokenizer.encode(told)])
-    assert ids.shape[1] - told.index("@") > 10 * model.reach
+    read = torch.tensor([tokenizer.encode(f"@{key} {value}\n{haystack_text(8192)}")])
+    assert read.shape[1] > 60 * model.reach
     with torch.no_grad():
-        found = {
-            memory: [
-                nm.generate(model, tokenizer, f"@{key}", state=model(ids, memory=memory)[1], max_tokens=5).strip()
-                for key in facts
-            ]
-            for memory in ("on", "frozen")
-        }
-    assert found["on"] == list(facts.values())
-    assert not set(found["frozen"]) & set(facts.values())
+        states = {memory: model(read, memory=memory)[1] for memory in ("on", "frozen")}
+    said = {
+        memory: nm.generate(model, tokenizer, f"@{key}", state=state, max_tokens=5) for memory, state in states.items()
+    }
+    assert said["on"] == f" {value}"
+    assert said["frozen"] != f" {value}"
+
+
+def test_the_tables_are_made_from_the_shipped_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    checkpoints = importlib.import_module("checkpoints")
+    page = (ROOT / "docs" / "checkpoints.md").read_text()
+    assert checkpoints.compare(checkpoints.ROWS) in (ROOT / "README.md").read_text()
+    assert checkpoints.about() in page
+    assert checkpoints.compare(checkpoints.ROWS | checkpoints.CONTROL_ROWS | checkpoints.MORE_ROWS) in page
 
 
 def test_a_wrong_name_is_answered_by_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,307 @@
+"""The trained models that come with the package: train them, ask them, put them into the package, write it down.
+
+A model is a config of configs/checkpoints/. Its run and its answers lie in runs/checkpoints/NAME, and what is there is
+not made again: training goes on where it stopped, and so does every question. What is shipped, in
+neuralmem/pretrained/NAME, is the run's model with its config and `made.json`: command, commit, seed, data, and every
+score. The tables in the README and in docs/checkpoints.md are made from these files and nowhere else.
+
+Run: python benchmarks/checkpoints.py                    all models, all steps: hours on two cores
+     python benchmarks/checkpoints.py mag-tiny --step ask
+     python benchmarks/checkpoints.py --step docs        only the tables
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from record import machine
+
+from neuralmem.data.sources import open_source
+from neuralmem.models.checkpoint import load, save
+from neuralmem.models.pretrained import FOLDER
+
+ROOT = Path(__file__).parent.parent
+RUNS = ROOT / "runs" / "checkpoints"
+MODELS = {
+    "mag-tiny": "Titans MAG",
+    "mac-tiny": "Titans MAC",
+    "hope-tiny": "HOPE",
+    "window-tiny": "sliding window, no memory",
+}
+MEMORIES = tuple(name for name in MODELS if name != "window-tiny")
+TITANS = ("mag-tiny", "mac-tiny")
+NOTES = {
+    "mag-tiny": "stopped at step 1,821 of a schedule of 2,000 steps, with a mastery of 0.75 in the fifth stage, and "
+    "gone on with from there by the schedule and the mastery of the config"
+}
+STEPS = ("train", "ask", "ship", "docs")
+CONTROLS = "frozen,off,reset,shuffled"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A command of eval.py, and whom it is asked.
+
+    Args:
+        name: folder of the answers
+        command: words behind `eval.py`, without checkpoint and --out
+        table: the CSV that it writes
+        models: who is asked
+    """
+
+    name: str
+    command: tuple[str, ...]
+    table: str
+    models: Sequence[str] = tuple(MODELS)
+
+
+def needles(name: str, task: str, length: str, samples: int, ablate: str, models: Sequence[str]) -> Question:
+    """Needles at random depths."""
+    command = ("niah", "--tasks", task, "--lengths", length, "--samples", str(samples), "--depths", "random")
+    haystack = () if task == "s-niah-pk" else ("--haystack", "builtin")
+    return Question(name, (*command, *haystack, "--ablate", ablate), "table.csv", models)
+
+
+QUESTIONS = (
+    needles("needle_16k", "s-niah-pk", "16k", 500, "none", TITANS),
+    needles("needle_16k_100", "s-niah-pk", "16k", 100, "none", ("hope-tiny", "window-tiny")),
+    needles("needle_16k_controls", "s-niah-pk", "16k", 100, CONTROLS, MEMORIES),
+    needles("number_16k", "s-niah-n", "16k", 500, "none", TITANS),
+    needles("number_16k_100", "s-niah-n", "16k", 100, "none", ("hope-tiny", "window-tiny")),
+    needles("number_16k_controls", "s-niah-n", "16k", 100, CONTROLS, MEMORIES),
+    needles("needle_256k", "s-niah-pk", "256k", 100, "none", TITANS),
+    Question("overwrite", ("overwrite",), "overwrite.csv"),
+    Question(
+        "attribution",
+        ("attribution", "--tasks", "s-niah-n", "--haystack", "builtin", "--lengths", "4k", "--samples", "50"),
+        "attribution.csv",
+        MEMORIES,
+    ),
+    Question(
+        "positions", ("positions", "--haystack", "stdlib", "--lengths", "16k", "--samples", "48"), "positions.csv"
+    ),
+    Question("perplexity", ("perplexity", "--haystack", "stdlib"), "perplexity.csv"),
+)
+
+
+def call(*arguments: str) -> None:
+    """Run a script of the repository."""
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True)
+
+
+def config_of(name: str) -> Path:
+    """The config of a model."""
+    return ROOT / "configs" / "checkpoints" / f"{name.replace('-', '_')}.yaml"
+
+
+def train(name: str) -> None:
+    """Train a model, or go on with it."""
+    folder = RUNS / name
+    resume = ("--resume", "auto") if (folder / "checkpoints").is_dir() else ()
+    call("train.py", "--config", str(config_of(name).relative_to(ROOT)), "--run", str(folder), *resume)
+
+
+def ask(name: str) -> None:
+    """Ask a model everything; what has an answer is not asked again."""
+    for question in QUESTIONS:
+        out = RUNS / name / question.name
+        if name in question.models and not (out / question.table).exists():
+            call("eval.py", *question.command, "--checkpoint", str(RUNS / name), "--out", str(out))
+
+
+def ship(name: str) -> None:
+    """Put a model into the package, with what it was made with."""
+    run, folder = RUNS / name, FOLDER / name
+    model, tokenizer = load(run)
+    shutil.rmtree(folder, ignore_errors=True)
+    save(folder, model, tokenizer, data=json.loads((run / "data.json").read_text()))
+    shutil.copy(config_of(name), folder / "config.yaml")
+    (folder / "made.json").write_text(json.dumps(made(name), indent=1) + "\n")
+
+
+def made(name: str) -> dict[str, Any]:
+    """How a model was made, and what it answered."""
+    run, config = RUNS / name, yaml.safe_load(config_of(name).read_text())
+    with (run / "metrics.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    return {
+        "name": f"neuralmem/{name}",
+        "command": f"python train.py --config configs/checkpoints/{config_of(name).name}",
+        "note": NOTES.get(name, ""),
+        "seed": config["seed_everything"],
+        "parameters": sum(p.numel() for p in load(run)[0].parameters()),
+        "training": {key: float(last[key]) for key in ("step", "tokens", "stage", "answers", "loss")},
+        "data": fingerprints(config["data"]["init_args"]["source"]),
+        "machine": machine(),
+        "scores": {
+            question.name: {"command": "eval.py " + " ".join(question.command), "lines": read_table(run, question)}
+            for question in QUESTIONS
+            if name in question.models and (run / question.name / question.table).exists()
+        },
+    }
+
+
+def fingerprints(source: Any) -> dict[str, str]:
+    """Of every source of text, by side: the hash of what stands in it."""
+    return {
+        side: hashlib.sha256("\n".join(open_source(source, side=side).fingerprint()).encode()).hexdigest()
+        for side in ("train", "validation")
+    }
+
+
+def read_table(run: Path, question: Question) -> list[dict[str, str]]:
+    """The lines of a CSV; of needles only those over all depths."""
+    with (run / question.name / question.table).open() as file:
+        return [line for line in csv.DictReader(file) if line.get("depth_pct", "all") == "all"]
+
+
+def share(line: dict[str, str], name: str, n: str) -> str:
+    """A share in percent with its interval and n."""
+    value, low, high = (100 * float(line[key]) for key in (name, f"{name}_low", f"{name}_high"))
+    return f"{value:.1f}% ({low:.1f}-{high:.1f}, n={line[n]})"
+
+
+def lines_of(scores: dict[str, Any], name: str, **wanted: str) -> list[dict[str, str]]:
+    """The lines of an answered question whose columns hold what is wanted."""
+    found = [line for key in (name, f"{name}_100") for line in scores.get(key, {}).get("lines", ())]
+    return [line for line in found if all(line[column] == value for column, value in wanted.items())]
+
+
+def needle(name: str, ablation: str = "none") -> Callable[[dict[str, Any]], str]:
+    """A cell: needles found beyond reach."""
+
+    def cell(scores: dict[str, Any]) -> str:
+        lines = lines_of(scores, name, ablation=ablation)
+        return share(lines[0], "beyond", "n_beyond") if lines else ""
+
+    return cell
+
+
+def overwritten(column: str, updates: str) -> Callable[[dict[str, Any]], str]:
+    """A cell: answers for keys whose value changed so often."""
+
+    def cell(scores: dict[str, Any]) -> str:
+        lines = lines_of(scores, "overwrite", updates=updates)
+        return share(lines[0], column, f"{column}_n") if lines else ""
+
+    return cell
+
+
+def hit(scores: dict[str, Any]) -> str:
+    """A cell: how often the needle's part is the one that the answer hangs on most."""
+    lines = lines_of(scores, "attribution", ablation="none")
+    return share(lines[0], "hit1", "n") if lines else ""
+
+
+def bits(scores: dict[str, Any], memory: str = "on") -> str:
+    """A cell: bits per byte of held-out sources."""
+    lines = lines_of(scores, "perplexity", memory=memory)
+    return f"{float(lines[0]['bits_per_byte']):.3f}" if lines else ""
+
+
+def falls(memory: str) -> Callable[[dict[str, Any]], str]:
+    """A cell: change of the loss from the training length to the last bucket, nats."""
+
+    def cell(scores: dict[str, Any]) -> str:
+        lines = lines_of(scores, "positions", memory=memory)
+        if not lines:
+            return ""
+        value, low, high = (float(lines[-1][key]) for key in ("change", "change_low", "change_high"))
+        return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
+
+    return cell
+
+
+ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "needle in noise (s-niah-pk), 16K": needle("needle_16k"),
+    "the same, 256K": needle("needle_256k"),
+    "number in text (s-niah-n), 16K": needle("number_16k"),
+    "eight keys told once": overwritten("accuracy", "0"),
+    "told again with another value: the latest": overwritten("accuracy", "1"),
+    "the old one": overwritten("stale", "1"),
+}
+CONTROL_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
+    f"{about}, memory {control}": needle(f"{name}_controls", control)
+    for about, name in (("needle in noise, 16K", "needle_16k"), ("number in text, 16K", "number_16k"))
+    for control in CONTROLS.split(",")
+}
+MORE_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "keys told again four times: the latest": overwritten("accuracy", "4"),
+    "an old one": overwritten("stale", "4"),
+    "the needle's part ranks first (attribution, 4K)": hit,
+    "bits per byte of held-out sources": bits,
+    "bits per byte, memory off": lambda scores: bits(scores, "off"),
+    "loss at 8K to 16K less that at the training length, nats": falls("on"),
+    "that loss difference, memory off": falls("off"),
+}
+
+
+def compare(rows: dict[str, Callable[[dict[str, Any]], str]]) -> str:
+    """A column per shipped model, a row per figure; what was not asked is a blank."""
+    models = shipped()
+    lines = [
+        "| | " + " | ".join(f"`{name}`, {MODELS[name]}" for name in models) + " |",
+        "|---" * (len(models) + 1) + "|",
+    ]
+    lines += [
+        f"| {about} | {' | '.join(cell(made['scores']) for made in models.values())} |" for about, cell in rows.items()
+    ]
+    return "\n".join(lines)
+
+
+def about() -> str:
+    """A row per shipped model: how it was made."""
+    heads = ["model", "parameters", "steps", "bytes read", "seed", "commit", "file", "data, sha256"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, made in shipped().items():
+        size = (FOLDER / name / "model.safetensors").stat().st_size / 1e6
+        seen = made["training"]
+        cells = [f"`{name}`", f"{made['parameters']:,}", f"{seen['step']:,.0f}", f"{seen['tokens'] / 1e6:.1f}M"]
+        cells += [str(made["seed"]), made["machine"]["commit"], f"{size:.1f} MB", made["data"]["train"][:12]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def shipped() -> dict[str, dict[str, Any]]:
+    """made.json of every shipped model."""
+    return {name: json.loads(file.read_text()) for name in MODELS if (file := FOLDER / name / "made.json").exists()}
+
+
+def update_docs() -> None:
+    """Put the tables between the markers of the README and of the page."""
+    _put(ROOT / "README.md", compare(ROWS))
+    _put(ROOT / "docs" / "checkpoints.md", f"{about()}\n\n{compare(ROWS | CONTROL_ROWS | MORE_ROWS)}")
+
+
+def _put(path: Path, tables: str) -> None:
+    marked = r"(<!-- checkpoints:start -->\n).*?(<!-- checkpoints:end -->)"
+    path.write_text(re.sub(marked, lambda m: f"{m[1]}{tables}\n{m[2]}", path.read_text(), flags=re.DOTALL))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(MODELS)} (all)")
+    parser.add_argument("--step", choices=STEPS, action="append", help="only this; may be given again (all)")
+    options = parser.parse_args()
+    if wrong := [name for name in options.models if name not in MODELS]:
+        parser.error(f"no model {wrong[0]!r}; there are {', '.join(MODELS)}")
+    for step in options.step or STEPS:
+        if step == "docs":
+            update_docs()
+            continue
+        for name in options.models or MODELS:
+            {"train": train, "ask": ask, "ship": ship}[step](name)
+
+
+if __name__ == "__main__":
+    main()
