@@ -79,7 +79,7 @@ QUESTIONS = (
     needles("number_16k", "s-niah-n", "16k", 500, "none", TITANS),
     needles("number_16k_100", "s-niah-n", "16k", 100, "none", ("hope-tiny", "window-tiny")),
     needles("number_16k_controls", "s-niah-n", "16k", 100, CONTROLS, MEMORIES),
-    needles("needle_256k", "s-niah-pk", "256k", 100, "none", TITANS),
+    needles("needle_256k", "s-niah-pk", "256k", 64, "none", TITANS),
     Question("overwrite", ("overwrite",), "overwrite.csv"),
     Question(
         "attribution",

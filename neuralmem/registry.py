@@ -11,7 +11,7 @@ from pathlib import Path
 from neuralmem.errors import UserError, nearest
 
 FOLDERS = {"rule": "memory", "layer": "layers", "model": "models"}
-OTHERS = {"model": {"checkpoint", "convert", "weights"}}
+OTHERS = {"model": {"checkpoint", "convert", "pretrained", "weights"}}
 ROOT = Path(__file__).parent
 
 
