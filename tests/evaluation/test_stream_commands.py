@@ -80,7 +80,11 @@ def test_a_command_writes_its_files_and_goes_on(
         ("recall", "--facts 4,x", "--facts holds 'x'; it must be numbers of at least 1, as in 4,8,16"),
         ("recall", "--samples 0", "--samples is 0; it must be at least 1"),
         ("recall", "--spread -1", "--spread is -1; it must be at least 0"),
-        ("recall", "--ablate frosen", "--ablate is 'frosen'; it must be one of none, frozen, off, reset, shuffled; did you mean"),
+        (
+            "recall",
+            "--ablate frosen",
+            "--ablate is 'frosen'; it must be one of none, frozen, off, reset, shuffled; did you mean",
+        ),
         ("half-life", "--longest 64", "--longest is 64; it must be at least 128, for three points"),
         ("half-life", "--shortest 2 --longest 64", "--shortest is 2; it must be more than"),
         ("copy", "--cue 40", "--cue is 40; it must be at least 1 and below --block, which is 32"),
