@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from record import machine
 
 from neuralmem.data.sources import open_source
 from neuralmem.models.checkpoint import load, save
@@ -112,10 +111,10 @@ def train(name: str) -> None:
 
 
 def ask(name: str) -> None:
-    """Ask a model everything; what has an answer is not asked again."""
+    """Ask a model everything; eval.py does not ask again what these weights have answered."""
     for question in QUESTIONS:
         out = RUNS / name / question.name
-        if name in question.models and not (out / question.table).exists():
+        if name in question.models:
             call("eval.py", *question.command, "--checkpoint", str(RUNS / name), "--out", str(out))
 
 
@@ -142,7 +141,7 @@ def made(name: str) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in load(run)[0].parameters()),
         "training": {key: float(last[key]) for key in ("step", "tokens", "stage", "answers", "loss")},
         "data": fingerprints(config["data"]["init_args"]["source"]),
-        "machine": machine(),
+        "trained": json.loads((run / "machine.json").read_text()),
         "scores": {
             question.name: {"command": "eval.py " + " ".join(question.command), "lines": read_table(run, question)}
             for question in QUESTIONS
@@ -267,7 +266,7 @@ def about() -> str:
         size = (FOLDER / name / "model.safetensors").stat().st_size / 1e6
         seen = made["training"]
         cells = [f"`{name}`", f"{made['parameters']:,}", f"{seen['step']:,.0f}", f"{seen['tokens'] / 1e6:.1f}M"]
-        cells += [str(made["seed"]), made["machine"]["commit"], f"{size:.1f} MB", made["data"]["train"][:12]]
+        cells += [str(made["seed"]), made["trained"]["commit"][:7], f"{size:.1f} MB", made["data"]["train"][:12]]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -130,26 +130,29 @@ def _ask(
     scripts: Sequence[Script], ablation: str, common: Row, listener: Listener, journal: Journal, batch_size: int
 ) -> Iterator[Row]:
     """Rows of some scripts under a control; those that are not there yet are made."""
-    todo, keys = [], {}
+    keys = {}
     for script in scripts:
         own = {"script_sha256": script.sha256, "ablation": ablation, "number": script.number}
         keys[script.number] = {name: (common | own)[name] for name in IDENTITY}
-        if journal.find(**keys[script.number]) is None:
-            todo.append(script)
-        else:
-            listener.progress(script.tokens)
-    for batch in _batches(scripts, todo, ablation, batch_size):
+    for batch in _batches(scripts, ablation, batch_size):
+        missing = [script for script in batch if journal.find(**keys[script.number]) is None]
+        # "shuffled" asks the next script's state, so all are read again where one is missing.
+        read = batch if ablation == "shuffled" and missing else missing
+        listener.progress(sum(script.tokens for script in batch) - sum(script.tokens for script in read))
+        if not missing:
+            continue
         began = time.perf_counter()
-        replies, size = listener.listen(batch, ablation)
-        seconds = round((time.perf_counter() - began) / len(batch), 6)
+        replies, size = listener.listen(read, ablation)
+        seconds = round((time.perf_counter() - began) / len(read), 6)
+        numbers = {script.number for script in missing}
         journal.add(
             *(
                 common
                 | keys[script.number]
                 | {"prompt_tokens": script.tokens, "state_bytes": size, "wall_s": seconds}
                 | {"answers": [describe(reply) for reply in own]}
-                for script, own in zip(batch, replies, strict=True)
-                if script in todo
+                for script, own in zip(read, replies, strict=True)
+                if script.number in numbers
             )
         )
     for key in keys.values():
@@ -158,18 +161,13 @@ def _ask(
         yield row
 
 
-def _batches(scripts: Sequence[Script], todo: Sequence[Script], ablation: str, size: int) -> Iterator[Sequence[Script]]:
-    """What is read side by side. "shuffled" asks the next script's state, so there a batch is the same however many
-    are missing in it, and none is of a single script."""
-    if ablation != "shuffled":
-        yield from (todo[start : start + size] for start in range(0, len(todo), size))
-        return
-    count = max(1, len(scripts) // max(2, size))
-    missing = {script.number for script in todo}
+def _batches(scripts: Sequence[Script], ablation: str, size: int) -> Iterator[Sequence[Script]]:
+    """What is read side by side, as even as it can be; under "shuffled" no script stands alone."""
+    count = -(-len(scripts) // size)
+    if ablation == "shuffled":
+        count = max(1, min(count, len(scripts) // 2))
     for part in range(count):
-        batch = scripts[len(scripts) * part // count : len(scripts) * (part + 1) // count]
-        if any(script.number in missing for script in batch):
-            yield batch
+        yield scripts[len(scripts) * part // count : len(scripts) * (part + 1) // count]
 
 
 def describe(reply: Reply) -> Row:

@@ -1,8 +1,9 @@
 """Whether the results in a folder are what they say: prompts made again, counts and scores computed again.
 
-Special: needs the checkpoint's tokenizer and no model. Prompts come from the folder's settings.json; every row's hash,
-counts, spans and answers must be those of its prompt, every score that of its prediction, and none may be missing.
-What only the model can say is not checked: the prediction, the likelihood and the rank.
+Special: needs the checkpoint's tokenizer and the reach that its model states, and no weights. Prompts come from the
+folder's settings.json; every row's hash, counts, spans and answers must be those of its prompt, every score that of its
+prediction, and none may be missing. What only the model can say is not checked: the prediction, the likelihood and the
+rank.
 Source: evaluation.md section 9, point 12.
 """
 

@@ -36,7 +36,7 @@ def test_each_is_whole_and_says_how_it_was_made(name: str) -> None:
     settings = yaml.safe_load(config.read_text())
     assert made["seed"] == settings["seed_everything"]
     assert read_training_data(name).length == settings["data"]["init_args"]["stages"][-1]["length"]
-    assert {"training", "data", "machine", "scores", "parameters"} <= made.keys()
+    assert {"training", "data", "trained", "scores", "parameters"} <= made.keys()
     model, tokenizer = nm.load(name)
     assert isinstance(tokenizer, nm.ByteTokenizer)
     assert sum(p.numel() for p in model.parameters()) == made["parameters"]
