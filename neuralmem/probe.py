@@ -6,7 +6,7 @@ is one comparison. Names are the module's path in the model, a slash, and what w
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
@@ -21,9 +21,14 @@ class Recorder:
     """Collects means per name; `means()` returns them as plain floats. Values per token are kept where asked for."""
 
     def __init__(
-        self, model: nn.Module, attached: bool = False, only: str | None = None, per_token: bool = False
+        self,
+        model: nn.Module,
+        attached: bool = False,
+        only: str | None = None,
+        per_token: bool = False,
+        seen_as: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.attached, self.only, self.per_token = attached, only, per_token
+        self.attached, self.only, self.per_token, self.seen_as = attached, only, per_token, seen_as
         self.paths = {module: path for path, module in model.named_modules()}
         self.scope: list[str] = []
         self.values: dict[str, list[Tensor]] = defaultdict(list)
@@ -56,7 +61,11 @@ class Recorder:
 
 @contextmanager
 def recording(
-    model: nn.Module, attached: bool = False, only: str | None = None, per_token: bool = False
+    model: nn.Module,
+    attached: bool = False,
+    only: str | None = None,
+    per_token: bool = False,
+    seen_as: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[Recorder]:
     """Record what `model` observes about itself inside the block.
 
@@ -65,6 +74,7 @@ def recording(
         attached: keep the gradient, to make what is observed part of a loss
         only: the one name that is wanted, if not all are: what costs something to see is then not computed
         per_token: keep what is observed of every token too, for `Recorder.tokens`
+        seen_as: what to make of every value before the mean is taken
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -73,7 +83,7 @@ def recording(
         >>> record.means()
         {'/size': 2.0}
     """
-    recorder = Recorder(model, attached, only, per_token)
+    recorder = Recorder(model, attached, only, per_token, seen_as)
     token = _recorders.set((*_recorders.get(), recorder))
     try:
         yield recorder
@@ -133,6 +143,7 @@ def observe(name: str, value: Tensor, *, tokens: int | None = None) -> None:
         # Outside every module is where a checkpointed chunk is computed again: it was seen before.
         if recorder.scope and recorder.only in (None, name):
             seen = value if recorder.attached else value.detach()
+            seen = recorder.seen_as(seen) if recorder.seen_as else seen
             where = f"{recorder.scope[-1]}/{name}"
             recorder.values[where].append(seen.float().mean())
             if recorder.per_token and tokens is not None:

@@ -1,5 +1,7 @@
 """What is minimised: the cross entropy of every target token, as much as its weight counts."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,3 +31,21 @@ def token_loss(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -
         counted = counted * weights.flatten().to(each.dtype)
     total = counted.sum()
     return (each * counted).sum() / torch.where(total > 0, total, 1)
+
+
+def write_price(gates: Tensor, floor: float | None = None) -> Tensor:
+    """What open gates cost, each: 0 where nothing is written, 1 where a gate is open.
+
+    The gate itself lets go of small gates, for its slope along the logit is g (1 - g), and a small write at each of a
+    hundred thousand tokens is a large one. The logarithm pushes all gates well above the floor about as hard.
+
+    Args:
+        gates: Float [...], 0 to 1
+        floor: from where on a gate costs its logarithm; None: the gate itself
+
+    Example:
+        >>> gates = torch.tensor([0.0, 1e-4, 1e-2, 1.0])
+        >>> write_price(gates, floor=1e-4)
+        tensor([0.0000, 0.0753, 0.5011, 1.0000])
+    """
+    return gates if floor is None else torch.log1p(gates / floor) / math.log1p(1 / floor)

@@ -5,6 +5,7 @@ config.json and Python share one definition. Nothing of Lightning is needed to u
 """
 
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as L
@@ -22,7 +23,7 @@ from neuralmem.models.causal_lm import CausalLM, build_model
 from neuralmem.models.ttt_e2e import EndToEnd
 from neuralmem.state import State
 from neuralmem.training.faults import restart_broken
-from neuralmem.training.loss import token_loss
+from neuralmem.training.loss import token_loss, write_price
 from neuralmem.training.optim import OptimizerConfig, learning_rate, make_optimizer
 from neuralmem.training.ranks import gather, own, same_readers
 from neuralmem.training.sharding import gathered, shard
@@ -66,10 +67,12 @@ class LanguageModel(L.LightningModule):
         """Loss of one batch; beside it what callbacks show: tokens, answers exact and asked, memories restarted."""
         carry = getattr(self.trainer.datamodule, "carry_memory", False)  # type: ignore[attr-defined]
         before, cost = self.carried if carry else None, self.optimizer_config.write_cost
+        priced = partial(write_price, floor=self.optimizer_config.write_floor)
+        watch = probe.recording(self.model, attached=True, only="write", seen_as=priced) if cost else nullcontext()
         restarted = torch.zeros((), dtype=torch.long, device=batch.tokens.device)
         if before is not None:
             before, batch, restarted = restart_broken(before, batch)
-        with probe.recording(self.model, attached=True, only="write") if cost else nullcontext() as record:
+        with watch as record:
             chosen, logits, state = self._predict(batch, before)
         self.carried = state.detach() if carry else None
         loss = reading = _loss(logits, chosen, batch)

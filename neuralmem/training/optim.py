@@ -44,6 +44,9 @@ class OptimizerConfig:
         gate_lr: learning rate of the memories' gates, in units of lr
         write_cost: weight in the loss of how much the memories write, the mean of their gates: what need not be kept
             is then not written, and what was written stays
+        write_floor: makes the cost of a gate g log(1 + g / floor) / log(1 + 1 / floor), again 0 to 1: it pushes every
+            gate well above the floor about as hard, where the plain mean lets go of small ones, which add up over a
+            long text; null: the plain mean
         weight_decay: of matrices; gates, norms, biases, embeddings and initial memory weights have none
         warmup: steps of linear warm-up
         schedule: what follows the warm-up
@@ -62,6 +65,7 @@ class OptimizerConfig:
     momentum_width: int = 16
     gate_lr: float = 1.0
     write_cost: float = 0.0
+    write_floor: float | None = None
     weight_decay: float = 0.1
     warmup: int = 100
     schedule: Schedule = "cosine"
@@ -76,6 +80,8 @@ class OptimizerConfig:
         for name in ("lr", "eps", "gate_lr", "slow_every"):
             if not getattr(self, name) > 0:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)!r}; it must be a positive number")
+        if self.write_floor is not None and not self.write_floor > 0:
+            raise UserError(f"optimizer.write_floor is {self.write_floor!r}; it must be a positive number, or null")
         for name in ("weight_decay", "write_cost", "warmup", "final", "slow_weight", "momentum_width"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)!r}; it must not be negative")
