@@ -6,9 +6,6 @@ saving are written once, here, for every layer and rule. Files are safetensors w
 
 import hashlib
 import json
-import os
-import stat
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -16,8 +13,9 @@ from typing import Any, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 
+from neuralmem import durable
 from neuralmem.errors import UserError
 from neuralmem.typing import Tensor
 
@@ -87,15 +85,7 @@ class State:
         metadata = {"format": FORMAT, "sha256": _digest(tensors, identity), **identity}
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        try:
-            temporary.touch()
-            mode = stat.S_IMODE(temporary.stat().st_mode)
-            save_file(tensors, temporary, metadata=metadata)
-            temporary.chmod(mode)  # safetensors makes files that only their owner can read
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        durable.write_file(path, serialise(tensors, metadata))
 
     @classmethod
     def load(cls, path: str | Path, model: Any) -> "State":

@@ -4,9 +4,11 @@ Special: a row is done when prompt, control, checkpoint, arithmetic and the leng
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
+from neuralmem.errors import UserError
 from neuralmem.evaluation.journal import Journal
 from neuralmem.evaluation.niah import readings
 from neuralmem.evaluation.reader import Answer, Reader
@@ -37,7 +39,12 @@ def ask_missing(
         score: the fields of a row that are the task's own
         max_new_tokens: length of the greedy answer
         batch_size: prompts read together
+
+    Raises:
+        UserError: "shuffled" of a single sample, which needs the state after another.
     """
+    if "shuffled" in ablations and len(samples) < 2:
+        raise UserError("--samples is 1; shuffled asks the state after another text, so it must be at least 2")
     hashes = [sample.rope.sha256() for sample in samples]
     keys = {
         (i, name): _key(sample, hashes[i], name, subject, max_new_tokens)
@@ -56,7 +63,8 @@ def ask_missing(
         reader.progress(done * sum(len(samples[i].rope) for i in group))
         for start in range(0, len(group), batch_size) if names else ():
             batch = group[start : start + batch_size]
-            for name, answers in reader.ask([samples[i] for i in batch], names, max_new_tokens):
+            other = partial(samples.__getitem__, (batch[0] + 1) % len(samples))
+            for name, answers in reader.ask([samples[i] for i in batch], names, max_new_tokens, other):
                 journal.add(
                     *(
                         keys[i, name] | _about(samples[i], answer, subject) | score(samples[i], answer)
@@ -90,6 +98,7 @@ def _about(sample: Sample, answer: Answer, subject: Subject) -> dict[str, Any]:
         "beyond_window": sample.beyond(subject.reach),
         "answer": sample.answers[0],
         "pred": answer.text,
+        "partner": answer.partner,
         "seed": sample.seed,
         "tokenizer_sha256": subject.tokenizer_sha256,
         "haystack_id": sample.haystack,

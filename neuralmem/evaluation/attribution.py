@@ -282,7 +282,6 @@ def _measure(
         "seed": sample.seed,
         "tokenizer_sha256": subject.tokenizer_sha256,
         "device": subject.device,
-        "state_bytes": model.init_state(1).nbytes,
         "wall_s": round(time.perf_counter() - start, 6),
     }
     journal.add(row)

@@ -230,3 +230,19 @@ def test_a_model_that_remembers_is_right_and_its_controls_are_not(haystack: Hays
     calls = len(model.reads)
     assert ask() == rows
     assert len(model.reads) == calls
+
+
+def test_a_full_state_of_another_world_is_no_better_than_guessing(haystack: Haystack, tmp_path: Path) -> None:
+    """With batches of 4 the fifth prompt stands alone, and is given another of its cell."""
+    model = Logician(reach=400)
+    subject = Subject(model.reach, BYTES.fingerprint, "c" * 64, 32, 32, "float32", "cpu")
+    cell = samples("qa1", 2500, 5, tokenise(haystack, BYTES.encode, 50_000), haystack.id, 3)
+    journal, reader = Journal(tmp_path / "babi.jsonl", IDENTITY), Reader(model, BYTES, 512)
+    rows = ask_missing(cell, ("none", "shuffled"), reader, subject, journal, score, new_tokens(cell), 4)
+    found = {name: [row for row in rows if row["ablation"] == name] for name in ("none", "shuffled")}
+    assert all(row["correct"] and row["partner"] is None for row in found["none"])
+    for row in found["shuffled"]:
+        assert row["partner"] not in (None, row["sample_id"])
+    assert sum(row["correct"] for row in found["shuffled"]) < 3
+    with pytest.raises(UserError, match="--samples is 1; shuffled asks the state after another text"):
+        ask_missing(cell[:1], ("shuffled",), reader, subject, journal, score, new_tokens(cell), 4)

@@ -1,9 +1,10 @@
 """The loss against the textbook formula."""
 
+import pytest
 import torch
 from torch.nn import functional as F
 
-from neuralmem.training.loss import token_loss
+from neuralmem.training.loss import token_loss, write_price
 
 
 def example() -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,3 +40,21 @@ def test_no_target_is_no_loss_and_no_gradient() -> None:
 def test_low_precision_logits_give_a_float32_loss() -> None:
     logits, targets = example()
     assert token_loss(logits.bfloat16(), targets).dtype == torch.float32
+
+
+def test_a_shut_gate_costs_nothing_and_an_open_one_one() -> None:
+    for floor in (None, 1.0, 1e-4):
+        assert write_price(torch.tensor([0.0, 1.0]), floor).tolist() == pytest.approx([0, 1])
+
+
+def test_the_logarithm_pushes_small_gates_as_hard_as_large_ones() -> None:
+    """Along the logit, which is what a step of training moves."""
+
+    def slopes(floor: float | None) -> torch.Tensor:
+        logits = torch.tensor([0.003, 0.3], dtype=torch.float64).logit().requires_grad_()
+        return torch.autograd.grad(write_price(logits.sigmoid(), floor).sum(), logits)[0]
+
+    small, large = slopes(None)
+    assert small < 0.02 * large
+    small, large = slopes(1e-4)
+    assert small > large > 0

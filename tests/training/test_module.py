@@ -8,6 +8,8 @@ import torch
 from neuralmem.config import MemoryConfig
 from neuralmem.data.batch import Batch
 from neuralmem.errors import UserError
+from neuralmem.probe import recording
+from neuralmem.training.loss import write_price
 from neuralmem.training.module import LanguageModel
 from neuralmem.training.optim import OptimizerConfig
 
@@ -64,3 +66,27 @@ def test_optimizers_that_need_whole_matrices_do_not_get_parts() -> None:
         UserError, match=r"^optimizer.name is 'm3'; with trainer.strategy fsdp2 it must be one of adamw, "
     ):
         module.configure_optimizers()
+
+
+def test_the_cost_of_writing_is_priced_token_by_token() -> None:
+    """The mean of the prices, not the price of the mean gate."""
+    torch.manual_seed(0)
+    tokens = torch.randint(17, (2, 8))
+    losses = []
+    for options in ({}, {"write_cost": 0.5}, {"write_cost": 0.5, "write_floor": 1e-2}):
+        torch.manual_seed(0)
+        memory = MemoryConfig(heads=1, chunk_size=4)
+        module = LanguageModel(
+            OptimizerConfig(**options), vocab_size=17, width=16, depth=1, pattern=["titans_lmm"], memory=memory
+        )
+        with torch.no_grad():
+            module.model.layers[0].memory.gate_map.weight.normal_(std=3)
+        module.trainer = SimpleNamespace(datamodule=SimpleNamespace(carry_memory=False), world_size=1)
+        module.log = lambda *_, **__: None
+        losses.append(module.training_step(Batch(tokens, tokens, None, None, None, None, None), 0)["loss"])
+    with recording(module.model, per_token=True) as record:
+        module.model(tokens)
+    gates = record.tokens()["layers.0.memory/write"]
+    assert gates.min() < 0.1 < 0.5 < gates.max()
+    torch.testing.assert_close(losses[1] - losses[0], 0.5 * gates.mean())
+    torch.testing.assert_close(losses[2] - losses[0], 0.5 * write_price(gates, 1e-2).mean())

@@ -24,7 +24,7 @@ from neuralmem.evaluation.journal import Journal
 from neuralmem.evaluation.lengths import parse_lengths, split_list
 from neuralmem.evaluation.niah import readings
 from neuralmem.evaluation.opened import Opened, add_common_options, check_positive, one_of, open_checkpoint
-from neuralmem.evaluation.reader import Reader
+from neuralmem.evaluation.reader import ABLATIONS, Reader
 from neuralmem.evaluation.recall import read_training_data
 from neuralmem.evaluation.screen import progress_bar
 from neuralmem.evaluation.tables import print_lines, reach_note, with_ends, write_csv
@@ -44,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=int, default=50, metavar="N", help="per task and length; published: 1000 (50)")
     add("--shots", type=int, default=SHOTS, metavar="N", help=f"examples in front of the text ({SHOTS})")
     add("--haystack", default="", metavar="NAME", help=f"{', '.join(NAMES)} (as trained on)")
-    add("--ablate", metavar="LIST", help="controls, of none,frozen,off,reset (all where there is a memory)")
+    add("--ablate", metavar="LIST", help=f"controls, of {','.join(ABLATIONS)} (all where there is a memory)")
     add("--max-new-tokens", type=int, metavar="N", help="length of the answer (16, or what the longest label needs)")
 
 
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
     longest = max(lengths)
     haystack = open_haystack(options.haystack or training.haystack, 6 * longest, options.seed, training.share)
     opened = open_checkpoint(options, "babi", training)
-    ablations = chosen_ablations(options.ablate, opened)
+    ablations = chosen_ablations(options.ablate, opened, ABLATIONS if options.samples > 1 else ABLATIONS[:-1])
     text = tokenise(haystack, opened.tokenizer.encode, max(2 * longest, 1 << 16))
     build = partial(
         samples, count=options.samples, haystack=text, haystack_id=haystack.id, seed=options.seed, shots=options.shots

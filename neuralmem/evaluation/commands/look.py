@@ -122,7 +122,6 @@ def _measure(opened: Opened, journal: Journal, ids: Tensor, facts: list[Span], a
         "tokenizer_sha256": subject.tokenizer_sha256,
         "device": subject.device,
         "reach": subject.reach,
-        "state_bytes": opened.model.init_state(1).nbytes,
         "token_texts": [opened.tokenizer.decode([i]) for i in ids.tolist()],
         "modules": modules,
     }

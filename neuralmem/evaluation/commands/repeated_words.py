@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--words", default="25,50,100", metavar="LIST", help="in a text; published: 25 to 10000 (25,50,100)")
     add("--pairs", default="apple/apples", metavar="LIST", help="common word and odd word (apple/apples)")
     add("--samples", type=int, default=10, metavar="N", help="places of the odd word, spread evenly (10; 101 is all)")
-    add("--ablate", metavar="LIST", help="controls, of none,frozen,off,reset (frozen where there is a memory)")
+    add("--ablate", metavar="LIST", help="controls, of none,frozen,off,reset,shuffled (frozen where there is a memory)")
 
 
 def check(options: argparse.Namespace) -> None:
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
         print(path)
 
 
-def chosen_ablations(given: str | None, opened: Opened, default: Sequence[str] = ABLATIONS) -> list[str]:
+def chosen_ablations(given: str | None, opened: Opened, default: Sequence[str]) -> list[str]:
     """ "none" and the controls asked for; without a wish the default where there is a memory.
 
     Raises:
