@@ -320,6 +320,11 @@ class ModelConfig:
         return build(cls, values, "model")
 
     @property
+    def chunk_size(self) -> int:
+        """Tokens from one update of the memory to the next: of `memory`, or the mini-batch of a `ttt_e2e`."""
+        return self.end_to_end.mini_batch if self.model == "ttt_e2e" else self.memory.chunk_size
+
+    @property
     def layer_names(self) -> list[str]:
         """The layer of every depth, the pattern repeated."""
         return [self.pattern[i % len(self.pattern)] for i in range(self.depth)]

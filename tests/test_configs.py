@@ -2,6 +2,7 @@
 
 import re
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ def quiet() -> None:
     quiet_lightning()
 
 
+@cache
 def parse(path: Path) -> Parsed:
     with ExitStack() as held:
         return Parsed(["--config", str(path)], held)

@@ -70,7 +70,7 @@ def grid_unit(config: ModelConfig) -> int:
         32
     """
     has_segments = "titans_mac" in config.pattern
-    return lcm(config.memory.chunk_size, config.attention.segment if has_segments else 1)
+    return lcm(config.chunk_size, config.attention.segment if has_segments else 1)
 
 
 def parts_of(sample: Sample, reach: int, replay: Replay) -> list[Span]:

@@ -88,21 +88,20 @@ def report(given: Sequence[str], options: argparse.Namespace) -> None:
 
     Args:
         given: the command and its arguments
-        options: the same, parsed
+        options: the same, parsed, with the folder that was used as `out`
     """
     from neuralmem.evaluation import html_report  # torch: too slow for --help
 
-    command, checkpoint = given[0], getattr(options, "checkpoint", None)
-    names = dict.fromkeys((command, command.replace("-", "_")))
-    folders = [Path(options.out)] if options.out else [Path(checkpoint) / name for name in names] if checkpoint else []
-    for folder in folders:
-        found = html_report.find_lines(folder)
-        if found and found[0] == command:
-            try:
-                html_report.write_machine(folder, given)
-                print(html_report.write_report(folder, docstrings()))
-            except (OSError, ValueError, UserError) as error:  # a page is not worth a run
-                print(f"warning: no report of {folder}: {' '.join(str(error).split())}", file=sys.stderr)
+    if options.out is None:
+        return
+    folder = Path(options.out)
+    found = html_report.find_lines(folder)
+    if found and found[0] == given[0]:
+        try:
+            html_report.write_machine(folder, given)
+            print(html_report.write_report(folder, docstrings()))
+        except (OSError, ValueError, UserError) as error:  # a page is not worth a run
+            print(f"warning: no report of {folder}: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 def find(name: str) -> Any:

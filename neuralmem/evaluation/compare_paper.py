@@ -6,6 +6,7 @@ does not exist.
 Source: `published.py`; evaluation.md sections 1 and 3.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,8 @@ def compare(rows: Sequence[Row]) -> list[Comparison]:
     """Every line of the rows' table beside what was published.
 
     Raises:
-        UserError: rows of more than one checkpoint, or of one read in several ways, or none; rows of a baseline.
+        UserError: rows of more than one checkpoint, or of one read in several ways, or none; rows of a baseline; of
+            runs with several seeds, depths or numbers of facts, which are not one score.
     """
     if kept := sorted({row.baseline for row in rows if row.baseline}):
         raise UserError(f"--out has rows of baseline {kept[0]}; it must have those of the checkpoint's own memory only")
@@ -56,6 +58,12 @@ def compare(rows: Sequence[Row]) -> list[Comparison]:
     if len(subjects) != 1:
         raise UserError(
             f"--out has rows of {len(subjects)} checkpoints, chunk sizes or dtypes; it must have those of one"
+        )
+    asked = Counter((r.task, r.protocol, r.haystack_id, r.nominal_len, r.ablation, r.sample_id) for r in rows)
+    if twice := next((name for name, count in asked.items() if count > 1), None):
+        raise UserError(
+            f"--out has rows of several runs of {twice[0]} at {twice[3]:,} tokens, of other seeds, depths or facts; "
+            "it must have those of one: give each run an --out of its own"
         )
     return [_comparison(line) for line in summarise(rows)]
 

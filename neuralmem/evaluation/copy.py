@@ -9,6 +9,7 @@ Source: repeated random sequences, as used for induction (Olsson et al., arXiv:2
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from random import Random
 from typing import ClassVar
 
@@ -16,8 +17,8 @@ from neuralmem.errors import UserError
 from neuralmem.evaluation.curves import Curves
 from neuralmem.evaluation.facts import Facts
 from neuralmem.evaluation.script import Question, Script, Writer
-from neuralmem.evaluation.stats import Share, wilson
-from neuralmem.evaluation.streams import CONTROLS, Cell, Row, answers, line_curves, values, with_value
+from neuralmem.evaluation.stats import Share
+from neuralmem.evaluation.streams import CONTROLS, Cell, Row, answers, line_curves, share, values, with_value
 from neuralmem.evaluation.tables import Line
 
 
@@ -93,7 +94,7 @@ class Copy:
 
 def right(some: Sequence[Row]) -> Share:
     """Of tokens that were the likeliest."""
-    return wilson(sum(a["right"] for a in some), sum(a["of"] for a in some))
+    return share(some, itemgetter("right"), itemgetter("of"))
 
 
 def nll_per_token(some: Sequence[Row]) -> float:

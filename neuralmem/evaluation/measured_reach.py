@@ -11,7 +11,8 @@ import torch
 
 ALTERED = 1e-12  # difference of a logit in float64 that is more than rounding between rows of a batch
 TEXTS, PLACES = 2, 8
-LONGEST = 4096  # tokens of such a text; what reaches farther is not measured
+WORK = 1e12  # tokens times parameters, seconds to a minute; what takes more is not measured
+LOGITS = 1 << 25  # float64 numbers at once
 
 
 @torch.no_grad()
@@ -23,7 +24,7 @@ def measured_reach(model: Any, seed: int = 0) -> int | None:
         seed: of the random texts and of the tokens that are changed in them
 
     Returns:
-        The farthest of what was tried; None where that takes texts of more than 4,096 tokens, or attention is full.
+        The farthest of what was tried; None where that takes more than a minute of a CPU's, or attention is full.
 
     Example:
         >>> from neuralmem import CausalLM, ModelConfig
@@ -33,17 +34,22 @@ def measured_reach(model: Any, seed: int = 0) -> int | None:
         (63, 63)
     """
     span = model.config.attention.segment  # a token's reach hangs on its place in a segment of MAC
-    if span + model.reach + 16 > LONGEST:
+    length, places = span + model.reach + 16, torch.arange(0, span, max(1, span // PLACES))
+    parameters = sum(p.numel() for p in model.parameters())
+    if TEXTS * (len(places) + 1) * length * parameters > WORK:
         return None
     double, random = copy.deepcopy(model).double(), torch.Generator().manual_seed(seed)
     vocabulary, device = model.config.vocab_size, next(model.parameters()).device
-    places = torch.arange(0, span, max(1, span // PLACES))
+    piece = max(1, LOGITS // ((len(places) + 1) * vocabulary))
     farthest = 0
     for _ in range(TEXTS):
-        text = torch.randint(vocabulary, (1, span + model.reach + 16), generator=random)
+        text = torch.randint(vocabulary, (1, length), generator=random)
         rows = text.repeat(len(places) + 1, 1)
         rows[torch.arange(len(places)), places] = (text[0, places] + 1) % vocabulary
-        logits = double(rows.to(device), memory="frozen")[0].cpu()
-        altered = ((logits[:-1] - logits[-1:]).abs().amax(-1) > ALTERED).nonzero()
-        farthest = max(farthest, int((altered[:, 1] - places[altered[:, 0]]).max()))
+        state = None
+        for at in range(0, length, piece):
+            logits, state = double(rows[:, at : at + piece].to(device), state, memory="frozen")
+            altered = ((logits[:-1] - logits[-1:]).abs().amax(-1) > ALTERED).nonzero().cpu()
+            distances = at + altered[:, 1] - places[altered[:, 0]]
+            farthest = max([farthest, *distances.tolist()])
     return farthest

@@ -77,7 +77,7 @@ def check_positive(options: argparse.Namespace, *names: str) -> None:
 
 
 def open_checkpoint(options: argparse.Namespace, command: str, training: TrainingData | None = None) -> Opened:
-    """Load what the common options name.
+    """Load what the common options name, and put into `options.out` where results go if it was not said.
 
     Args:
         options: with those of `add_common_options`
@@ -98,15 +98,15 @@ def open_checkpoint(options: argparse.Namespace, command: str, training: Trainin
     model = model.to(getattr(torch, options.dtype))
     subject = describe(model, tokenizer, folder, options.dtype, device)
     home = Path("runs") / folder.name if is_shipped(options.checkpoint) else folder
-    out = Path(options.out) if options.out else home / command
+    options.out = options.out or str(home / command)
     chunk = options.stream_chunk or CHUNK.get(device.type, CHUNK["cuda"])
-    return Opened(model, tokenizer, training, subject, folder, out, chunk)
+    return Opened(model, tokenizer, training, subject, folder, Path(options.out), chunk)
 
 
 def describe(model: Any, tokenizer: Any, folder: Path, dtype: str, device: torch.device) -> Subject:
     """How rows name the checkpoint; the hash is that of its weights, from the manifest that loading has verified."""
     listed = json.loads(manifest(folder) or b"{}")
-    chunk = model.config.memory.chunk_size if model.has_memory else None
+    chunk = model.config.chunk_size if model.has_memory else None
     weights = fingerprint(listed["files"])
     return Subject(model.reach, tokenizer.fingerprint, weights, chunk, chunk, dtype, str(device))
 

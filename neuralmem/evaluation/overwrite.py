@@ -13,8 +13,7 @@ from typing import ClassVar
 from neuralmem.evaluation.curves import Curves
 from neuralmem.evaluation.facts import Facts
 from neuralmem.evaluation.script import Script, Writer
-from neuralmem.evaluation.stats import wilson
-from neuralmem.evaluation.streams import Cell, Row, answers, chance, line_curves, score, values, with_value
+from neuralmem.evaluation.streams import Cell, Row, answers, chance, line_curves, score, share, values, with_value
 from neuralmem.evaluation.tables import Line
 
 
@@ -68,10 +67,9 @@ class Overwrite:
         for count in values(rows, "updates"):
             own = with_value(rows, "updates", count)
             line = {"updates": count, **score(answers(own, age=0))}
-            old = sum(a["exact"] for a in answers(own)["none"] if a["age"] > 0)
-            latest = line["accuracy"]
-            line["stale"] = wilson(old, latest.n)
-            line["other"] = wilson(latest.n - latest.hits - old, latest.n)
+            found = answers(own)["none"]  # one per value of a key; the latest counts the key
+            line["stale"] = share(found, lambda a: a["exact"] * (a["age"] > 0), _is_latest)
+            line["other"] = share(found, lambda a: _is_latest(a) - a["exact"], _is_latest)
             lines.append(line)
         return lines
 
@@ -83,3 +81,7 @@ class Overwrite:
 
     def notes(self, rows: Sequence[Row]) -> list[str]:
         return [f"The latest of the values is right; asked behind at least {self.gap} tokens of text; {chance(rows)}."]
+
+
+def _is_latest(answer: Row) -> int:
+    return int(answer["age"] == 0)

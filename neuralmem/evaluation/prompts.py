@@ -60,6 +60,11 @@ class Task:
         """Whether more than one value is asked for."""
         return self.queries * self.values > 1
 
+    @property
+    def single(self) -> bool:
+        """Whether the answer is one value, whose likelihood can be asked for."""
+        return not self.many and self.kind in ("numbers", "words", "uuids")
+
 
 TASKS = {
     task.name: task

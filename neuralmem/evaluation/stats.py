@@ -38,12 +38,39 @@ def wilson(hits: float, n: int, z: float = Z95) -> Share:
         raise ValueError(f"hits is {hits}; it must lie between 0 and n = {n}")
     if n == 0:
         return Share(0, 0, math.nan, 0.0, 1.0)
-    p, s = hits / n, z * z / n
+    return Share(hits, n, hits / n, *_ends(hits / n, n, z))
+
+
+def _ends(p: float, n: float, z: float = Z95) -> tuple[float, float]:
+    s = z * z / n
     centre = (p + s / 2) / (1 + s)
     half = z * math.sqrt((p * (1 - p) + s / 4) / n) / (1 + s)
-    low = 0.0 if hits == 0 else max(0.0, centre - half)
-    high = 1.0 if hits == n else min(1.0, centre + half)
-    return Share(hits, n, p, low, high)
+    return 0.0 if p == 0 else max(0.0, centre - half), 1.0 if p == 1 else min(1.0, centre + half)
+
+
+def clustered(hits: Sequence[float], sizes: Sequence[int]) -> Share:
+    """The Wilson interval of a proportion whose trials come in groups that hang together, as answers of one text do.
+
+    The trials count as so many fewer as their variance over groups is larger than it would be of independent ones; `n`
+    is their number all the same. At 0% and 100% groups tell nothing of that, and the interval is the plain one.
+    Source: Korn and Graubard 1998, with Wilson's interval.
+
+    Args:
+        hits: successes of every group
+        sizes: trials of every group
+
+    Example:
+        >>> alike, apart = clustered([8, 0, 8, 0], [8] * 4), clustered([4, 4, 4, 4], [8] * 4)
+        >>> [round(x, 2) for x in alike[2:]], [round(x, 2) for x in apart[2:]]
+        ([0.5, 0.13, 0.87], [0.5, 0.34, 0.66])
+    """
+    n, groups = sum(sizes), sum(size > 0 for size in sizes)
+    whole = wilson(sum(hits), n)
+    if groups < 2 or whole.share in (0, 1):
+        return whole
+    apart = sum((hit - whole.share * size) ** 2 for hit, size in zip(hits, sizes, strict=True))
+    effect = apart * groups / (groups - 1) / (n * whole.share * (1 - whole.share))
+    return Share(whole.hits, n, whole.share, *_ends(whole.share, n / max(1.0, effect)))
 
 
 def share_within(reach: int, length: int, needles: Sequence[Sequence[int]]) -> float:

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from neuralmem.evaluation.journal import Journal
 from neuralmem.evaluation.listener import Listener, Reply
 from neuralmem.evaluation.rows import Subject
 from neuralmem.evaluation.script import Script
-from neuralmem.evaluation.stats import Share, wilson
+from neuralmem.evaluation.stats import Share, clustered
 from neuralmem.evaluation.tables import Line
 
 Row = dict[str, Any]
@@ -188,18 +189,32 @@ Answers = Mapping[str, Sequence[Row]]
 
 
 def answers(rows: Iterable[Row], **labels: Any) -> dict[str, list[Row]]:
-    """Answers of some rows by control; those with these labels only."""
+    """Answers of some rows by control, each with its `text`; those with these labels only."""
     found: dict[str, list[Row]] = {}
     for row in rows:
         found.setdefault(row["ablation"], []).extend(
-            answer for answer in row["answers"] if all(answer[name] == value for name, value in labels.items())
+            answer | {"text": row["script_sha256"]}
+            for answer in row["answers"]
+            if all(answer[name] == value for name, value in labels.items())
         )
     return found
 
 
-def share(some: Sequence[Row]) -> Share:
-    """Of exact answers."""
-    return wilson(sum(answer["exact"] for answer in some), len(some))
+def share(
+    some: Sequence[Row],
+    hits: Callable[[Row], int] = itemgetter("exact"),
+    trials: Callable[[Row], int] = lambda answer: 1,
+) -> Share:
+    """Of exact answers, or of what else is counted; the interval knows which answers are of one text.
+
+    Args:
+        some: answers
+        hits: how many of an answer
+        trials: of how many
+    """
+    texts = list(dict.fromkeys(answer["text"] for answer in some))
+    of_text = [[answer for answer in some if answer["text"] == text] for text in texts]
+    return clustered([sum(map(hits, own)) for own in of_text], [sum(map(trials, own)) for own in of_text])
 
 
 def mean_nll(some: Sequence[Row]) -> float:

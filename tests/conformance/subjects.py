@@ -204,7 +204,12 @@ def variants() -> list[Subject]:
             tie_embeddings=True,
         ),
         *(
-            change(f"{variant} levels", memory={"continuum": ContinuumConfig(periods=[2, 4, None], variant=variant)})
+            change(
+                f"{variant} levels",
+                memory={"continuum": ContinuumConfig(periods=[2, 4, None], variant=variant)},
+                pattern=["hope", "hope_attention"],  # the others have no levels
+                depth=2,
+            )
             for variant in ("nested", "independent")
         ),
         change("reference backend", memory={"backend": "reference"}),

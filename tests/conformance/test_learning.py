@@ -180,6 +180,16 @@ def test_measured_reach_is_what_the_model_says(subject: Subject) -> None:
         assert measured_reach(module) == module.reach
 
 
+def test_reach_is_measured_piece_by_piece_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few logits at once, so that a large vocabulary costs no memory; nothing where it would take minutes."""
+    subject = next(s for s in MODELS if s.config.pattern == ["titans_mag"])
+    module = subject.build()
+    monkeypatch.setattr("neuralmem.evaluation.measured_reach.LOGITS", 1)
+    assert measured_reach(module) == module.reach
+    monkeypatch.setattr("neuralmem.evaluation.measured_reach.WORK", 1.0)
+    assert measured_reach(module) is None
+
+
 def test_measured_reach_of_one_mac_layer_is_what_it_says() -> None:
     mac = next(s for s in MODELS if s.config.pattern == ["titans_mac"])
     single = replace(mac, config=replace(mac.config, depth=1))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
+from neuralmem.config import AttentionConfig, EndToEndConfig, MemoryConfig, ModelConfig
 from neuralmem.errors import UserError
 from neuralmem.evaluation.attribution import (
     IDENTITY,
@@ -204,6 +204,8 @@ def test_the_unit_is_where_chunks_and_segments_begin_together() -> None:
     )
     assert grid_unit(config) == 48
     assert grid_unit(replace(config, pattern=["titans_mag"])) == 16
+    end_to_end = EndToEndConfig(mini_batch=8)
+    assert grid_unit(replace(config, pattern=["transformer"], model="ttt_e2e", end_to_end=end_to_end)) == 8
 
 
 def test_the_command_writes_its_files(
@@ -217,6 +219,14 @@ def test_the_command_writes_its_files(
     rows = [json.loads(line) for line in (tmp_path / "attribution.jsonl").read_text().splitlines()]
     assert [row["ablation"] for row in rows] == ["none", "off"] * 2
     assert (tmp_path / "attribution_recall_file_300.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("task", ["mv-niah", "mq-niah", "vt", "cwe", "fwe"])
+def test_a_task_of_several_answers_is_refused(task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["attribution", "--checkpoint", "neuralmem/mag-tiny", "--tasks", task]) == 2
+    single = "s-niah-pk, s-niah-n, s-niah-w, s-niah-w-words, mk-niah-1, mk-niah-2, mk-niah-3, recall"
+    message = f"error: --tasks holds '{task}', which has several answers; it must be one of {single}\n"
+    assert capsys.readouterr().err == message
 
 
 def test_full_attention_leaves_nothing_to_the_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,6 +110,12 @@ def test_rows_of_two_checkpoints_are_not_mixed() -> None:
         compare([*rows(3), *rows(3, ckpt_sha256="other")])
 
 
+def test_runs_of_other_depths_or_seeds_are_not_one_score() -> None:
+    with pytest.raises(UserError, match="--out has rows of several runs of s-niah-n at 16,384 tokens"):
+        compare([*rows(3), *rows(3, seed=7)])
+    compare([*rows(3), *rows(3, ablation="off")])
+
+
 def test_files_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store.append(tmp_path / "rows.jsonl", [*rows(4), *rows(4, task="mv-niah"), *rows(4, task="vt")])
     assert main(["compare-paper", "--out", str(tmp_path)]) == 0

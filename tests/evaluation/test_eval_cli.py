@@ -130,13 +130,16 @@ def test_errors_are_one_line_and_exit_code_2(
     assert not (tmp_path / "out").exists()
 
 
-def test_errors_from_the_program_itself(checkpoint: Path) -> None:
+def test_errors_from_the_program_itself() -> None:
     result = call("naih")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("error: 'naih' is not an evaluation; it must be one of ")
     assert result.stderr.endswith("; did you mean 'niah'?\n")
     assert result.stderr.count("\n") == 1
-    damaged = checkpoint.parent / "damaged"
+
+
+def test_a_damaged_checkpoint_is_one_line(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damaged = tmp_path / "damaged"
     damaged.mkdir()
     for path in checkpoint.glob("*.*"):
         (damaged / path.name).write_bytes(path.read_bytes())
@@ -144,10 +147,10 @@ def test_errors_from_the_program_itself(checkpoint: Path) -> None:
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    result = call("niah", "--checkpoint", str(damaged))
-    assert result.returncode == 2
-    assert result.stderr.count("\n") == 1
-    assert "model.safetensors is damaged" in result.stderr
+    assert main(["niah", "--checkpoint", str(damaged)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "model.safetensors is damaged" in said
 
 
 def test_debug_shows_where_an_error_comes_from(capsys: pytest.CaptureFixture[str]) -> None:

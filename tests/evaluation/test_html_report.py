@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from base64 import b64decode
 from html import unescape
 from html.parser import HTMLParser
@@ -167,6 +168,29 @@ def test_a_needle_run_ends_with_its_report(
     (tmp_path / "report.html").unlink()
     assert main(["report", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "report.html").read_text() == first
+
+
+@pytest.mark.parametrize(
+    ("options", "place"), [([], "run/niah"), (["--baseline", "recency"], "run/niah_recency")], ids=["memory", "recency"]
+)
+def test_the_report_lies_where_the_results_are(
+    checkpoint: Path, text_file: Path, tmp_path: Path, options: list[str], place: str
+) -> None:
+    shutil.copytree(checkpoint, tmp_path / "run")
+    given = ["niah", "--checkpoint", str(tmp_path / "run"), "--lengths", "256", "--samples", "2", "--ablate", "none"]
+    assert main([*given, "--haystack", f"file:{text_file}", "--max-new-tokens", "1", *options]) == 0
+    reports = [file.relative_to(tmp_path).parent.as_posix() for file in tmp_path.rglob("report.html")]
+    assert reports == [place]
+    assert all(option in (tmp_path / place / "machine.json").read_text() for option in options)
+
+
+def test_a_shipped_model_s_report_lies_where_its_results_are(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["niah", "--checkpoint", "neuralmem/mag-tiny", "--lengths", "256", "--samples", "2", "--ablate", "none"]
+    assert main([*given, "--haystack", f"file:{text_file}", "--max-new-tokens", "1"]) == 0
+    assert (tmp_path / "runs" / "mag-tiny" / "niah" / "report.html").is_file()
 
 
 def test_a_report_that_fails_does_not_fail_the_run(

@@ -53,7 +53,10 @@ def test_surprise_of_the_first_token_is_its_value_and_the_norm_that_of_the_state
 @pytest.mark.parametrize("layer", ["titans_mag", "titans_mac"])
 def test_every_rule_can_be_looked_at(rule: str, layer: str) -> None:
     memory = MemoryConfig(rule=rule, heads=2, chunk_size=4)
-    for one in look(CausalLM(replace(CONFIG, pattern=[layer], memory=memory)), TEXT, 4):
+    seen = look(CausalLM(replace(CONFIG, pattern=[layer], memory=memory)), TEXT, 4)
+    assert {f"layers.{i}.memory" for i in range(CONFIG.depth)} <= {one.module for one in seen}
+    assert all("state_norm" in one.steps for one in seen if one.module.endswith(".memory"))
+    for one in seen:
         assert {len(values) for values in one.tokens.values()} == {30}
         assert "surprise" in one.tokens
         assert all(len(values) == 8 for values in one.steps.values())
@@ -65,8 +68,10 @@ def test_a_model_that_learns_by_next_token_loss_shows_what_it_has() -> None:
 
     given = yaml.safe_load(path.read_text())["model"]
     model = build_model(ModelConfig.from_dict(given | {"vocab_size": 11}))
-    seen = look(model, TEXT, model.config.end_to_end.mini_batch)
+    assert model.config.chunk_size == model.config.end_to_end.mini_batch != model.config.memory.chunk_size
+    seen = look(model, TEXT, model.config.chunk_size)
     assert any("surprise" in one.steps for one in seen)
+    assert {len(values) for one in seen for values in one.steps.values()} == {len(TEXT) // model.config.chunk_size}
 
 
 def test_without_a_memory_nothing_is_seen() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,7 +25,7 @@ from neuralmem.evaluation.recall import TrainingData
 from neuralmem.evaluation.rows import Subject
 from neuralmem.evaluation.script import Ask, Read
 from neuralmem.evaluation.sessions import Sessions
-from neuralmem.evaluation.stats import Share
+from neuralmem.evaluation.stats import Share, clustered, wilson
 from neuralmem.evaluation.streams import USUAL, Measure, Row, Sampling, run
 from neuralmem.evaluation.tables import Line
 from neuralmem.tokenizer import ByteTokenizer
@@ -355,3 +356,22 @@ def test_settings_that_cannot_be_are_refused(facts: Facts, subject: Subject, tmp
         Forgetting(100)
     with pytest.raises(UserError, match="--cue is 8; it must be at least 1 and below --block, which is 8"):
         Copy((1,), 8, 8)
+
+
+def test_answers_of_one_text_count_as_what_they_tell_together() -> None:
+    """By simulation: intervals of texts that answer all or nothing cover the truth, and plain ones do not."""
+    random, truth, texts, keys = np.random.default_rng(0), 0.6, 30, 8
+    covered = {"clustered": 0, "plain": 0}
+    for _ in range(400):
+        hits = [keys * int(random.random() < truth) for _ in range(texts)]
+        for name, found in (("clustered", clustered(hits, [keys] * texts)), ("plain", wilson(sum(hits), keys * texts))):
+            covered[name] += found.low <= truth <= found.high
+    assert covered["clustered"] > 0.92 * 400
+    assert covered["plain"] < 0.6 * 400
+    apart = [int(random.binomial(keys, truth)) for _ in range(texts)]
+    found, plain = clustered(apart, [keys] * texts), wilson(sum(apart), keys * texts)
+    assert (found.hits, found.n, found.share) == (plain.hits, plain.n, plain.share)
+    assert found.high - found.low == pytest.approx(plain.high - plain.low, rel=0.3)
+    assert clustered([keys] * texts, [keys] * texts) == wilson(keys * texts, keys * texts)
+    assert clustered([3], [8]) == wilson(3, 8)
+    assert math.isnan(clustered([], []).share)

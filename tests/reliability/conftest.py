@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from neuralmem.training.cli import main
+from neuralmem.training.plot import LossPlot
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny"
 
@@ -17,13 +18,21 @@ def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
+@pytest.fixture(autouse=True)
+def no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture of the loss takes longer than a tiny run; those of a full disk want it drawn."""
+    if "small_disk" not in request.fixturenames:
+        monkeypatch.setattr(LossPlot, "_draw", lambda *_: None)
+
+
 @pytest.fixture
 def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Call with the name of a tiny config, a run's name and options; returns the run's folder."""
     monkeypatch.chdir(tmp_path)
 
     def run(config: str, name: str, *options: str) -> Path:
-        assert main(["--config", str(TINY / f"{config}.yaml"), "--run", name, *options]) == 0
+        arguments = ["--config", str(TINY / f"{config}.yaml"), "--run", name, "--report.at_end", "false"]
+        assert main([*arguments, *options]) == 0
         return tmp_path / name
 
     return run

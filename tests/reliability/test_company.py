@@ -73,6 +73,7 @@ def test_a_second_trainer_is_refused_and_a_dead_one_does_not_block(
     run = tmp_path / "run"
     options = ["--config", str(TINY / "transformer.yaml"), "--run", str(run), "--checkpoint.every", "2"]
     options += ["--data.num_workers", "2", "--resume", "auto"]  # loader processes must not keep the lock
+    options += ["--report.at_end", "false"]
     command = [sys.executable, str(ROOT / "train.py"), *options, "--trainer.max_steps", "1000000"]
     first = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     try:

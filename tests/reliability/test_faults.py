@@ -40,7 +40,8 @@ def train(monkeypatch: pytest.MonkeyPatch, run: Path, broken: dict[int, Break], 
         return outputs
 
     monkeypatch.setattr(LanguageModel, "training_step", training_step)
-    return main(["--config", str(TINY / "lmm.yaml"), "--run", str(run), "--model.depth", "1", *options])
+    quick = ["--model.depth", "1", "--report.at_end", "false"]
+    return main(["--config", str(TINY / "lmm.yaml"), "--run", str(run), *quick, *options])
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

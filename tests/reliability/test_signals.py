@@ -29,7 +29,7 @@ def weights(run: Path) -> bytes:
 
 
 def train(run: Path, *options: str) -> int:
-    return main([*TINY, "--run", str(run), *options])
+    return main([*TINY, "--run", str(run), "--report.at_end", "false", *options])
 
 
 def signalled(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, number: int, at: int) -> None:
@@ -52,15 +52,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda n: n.name)
-@pytest.mark.parametrize(
-    ("owner", "method", "at", "step"),
+IN_A_STEP = (LanguageModel, "training_step", 2, 3)
+IN_VALIDATION = (LanguageModel, "validation_step", 1, 3)
+WHILE_IT_SAVES = (lightning.pytorch.Trainer, "save_checkpoint", 0, 5)
+
+
+@pytest.mark.parametrize(  # every place and every signal; what a signal is called does not hang on the place
+    ("number", "owner", "method", "at", "step"),
     [
-        (LanguageModel, "training_step", 2, 3),
-        (LanguageModel, "validation_step", 1, 3),
-        (lightning.pytorch.Trainer, "save_checkpoint", 0, 5),
+        pytest.param(signal.SIGTERM, *IN_A_STEP, id="SIGTERM in a step"),
+        pytest.param(signal.SIGINT, *IN_A_STEP, id="SIGINT in a step"),
+        pytest.param(signal.SIGUSR1, *IN_A_STEP, id="SIGUSR1 in a step"),
+        pytest.param(signal.SIGTERM, *IN_VALIDATION, id="SIGTERM in validation"),
+        pytest.param(signal.SIGINT, *WHILE_IT_SAVES, id="SIGINT while it saves"),
     ],
-    ids=["in a step", "in validation", "while it saves"],
 )
 def test_it_saves_exits_and_goes_on(
     tmp_path: Path,

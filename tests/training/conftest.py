@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from neuralmem.training.cli import main
+from neuralmem.training.plot import LossPlot
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -14,6 +15,13 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture of the loss takes longer than a tiny run; two files look at it."""
+    if request.path.stem not in ("test_run", "test_report"):
+        monkeypatch.setattr(LossPlot, "_draw", lambda *_: None)
 
 
 @pytest.fixture

@@ -146,6 +146,7 @@ def test_every_parameter_moves(name: str) -> None:
 def test_two_steps_in_mixed_precision_with_clipped_gradients(name: str, tmp_path: Path) -> None:
     config = Path(__file__).parents[2] / "configs" / "tiny" / "mag.yaml"
     options = {"trainer.precision": "bf16-mixed", "trainer.gradient_clip_val": "1.0", "trainer.max_steps": "2"}
+    options["report.at_end"] = "false"
     arguments = [x for key, value in options.items() for x in (f"--{key}", value)]
     assert main(["--config", str(config), "--run", str(tmp_path), "--optimizer.name", name, *arguments]) == 0
     assert len(read_metrics(tmp_path / "metrics.csv")) == 2

@@ -19,7 +19,7 @@ from neuralmem.evaluation.journal import Journal
 from neuralmem.evaluation.lengths import parse_lengths, parse_samples, split_list
 from neuralmem.evaluation.niah import Settings
 from neuralmem.evaluation.opened import add_common_options, check_positive, one_of, open_checkpoint
-from neuralmem.evaluation.prompts import find_task
+from neuralmem.evaluation.prompts import TASKS, Task, find_task
 from neuralmem.evaluation.reader import MODES
 from neuralmem.evaluation.recall import FACTS, read_training_data
 from neuralmem.evaluation.screen import progress_bar
@@ -40,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options beside those of every command; --batch-size counts texts read side by side."""
     add_common_options(parser, "attribution")
     add = parser.add_argument
-    add("--tasks", default="recall", metavar="LIST", help="as of niah, separated by commas (recall)")
+    add("--tasks", default="recall", metavar="LIST", help="of niah, those with one answer (recall)")
     add("--lengths", metavar="LIST", help="tokens, or 4x the training length (4x; 1k where it is not known)")
     add("--samples", default="50", metavar="LIST", help="per task and haystack: one number, or one per length (50)")
     add("--parts", type=int, default=64, metavar="N", help="parts that a prompt is cut into, at most (64)")
@@ -57,6 +57,10 @@ def check(options: argparse.Namespace) -> None:
         UserError: naming the option and what it must be.
     """
     check_positive(options, "parts", "facts", "stream_chunk", "batch_size", "threads")
+    for task in _tasks(options.tasks):
+        if not task.single:
+            single = ", ".join(name for name, one in TASKS.items() if one.single)
+            raise UserError(f"--tasks holds {task.name!r}, which has several answers; it must be one of {single}")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -68,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
     training = read_training_data(options.checkpoint)
     modes = ["none", *(name for name in MODES if MODES[name] != "on")]  # reset and shuffled forget every part
     settings = Settings(
-        tasks=tuple(find_task(name) for name in split_list(options.tasks, "--tasks")),
+        tasks=_tasks(options.tasks),
         lengths=tuple(parse_lengths(options.lengths or ("4x" if training.length else "1k"), training.length)),
         samples=parse_samples(options.samples),
         seed=options.seed,
@@ -93,6 +97,10 @@ def run(options: argparse.Namespace) -> None:
     table = write_csv(out / "attribution.csv", lines)
     for path in [journal.path, table, *draw(rows, out, opened.folder.name)]:
         print(path)
+
+
+def _tasks(text: str) -> tuple[Task, ...]:
+    return tuple(find_task(name) for name in split_list(text, "--tasks"))
 
 
 def columns(lines: list[dict]) -> list[dict[str, str]]:

@@ -108,7 +108,7 @@ def _measure(opened: Opened, journal: Journal, ids: Tensor, facts: list[Span], a
     }
     if known := journal.find(**identity):
         return known
-    step = opened.model.config.memory.chunk_size
+    step = opened.model.config.chunk_size
     modules = {
         one.module: {"tokens": _rounded(one.tokens), "steps": _rounded(one.steps)}
         for one in look(opened.model, ids, step)
