@@ -7,6 +7,7 @@ a loss by position means what it says for the first kind only.
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from random import Random
 from typing import Literal, NamedTuple
 
 import torch
@@ -66,6 +67,27 @@ def open_text(name: str, training: TrainingData) -> Text:
     share = VALIDATION_SHARE if name and name != training.source else training.share
     label = spec if isinstance(spec, str) else "+".join(spec)
     return Text(f"{Path(label).name} validation", open_source(spec, side="validation", share=share).read)
+
+
+def with_lines_shuffled(text: Text, seed: int) -> Text:
+    r"""The same documents, the lines of each in random order.
+
+    Where a line stands then says nothing of what it is, so a document gets no easier as it goes on by itself: for a
+    model that sees a few lines the loss is level, and what falls is what memory makes of the lines before.
+
+    Example:
+        >>> text = Text("poems", lambda: iter([Document("a", "1\n2\n3\n4")]))
+        >>> shuffled = with_lines_shuffled(text, seed=0)
+        >>> shuffled.id, next(shuffled.documents()).text
+        ('poems, lines shuffled', '3\n4\n2\n1')
+    """
+
+    def shuffled(document: Document) -> Document:
+        lines = document.text.split("\n")
+        Random(f"{seed}/{document.id}").shuffle(lines)
+        return document._replace(text="\n".join(lines))
+
+    return Text(f"{text.id}, lines shuffled", lambda: map(shuffled, text.documents()))
 
 
 def rows_of(

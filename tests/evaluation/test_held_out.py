@@ -6,10 +6,12 @@ import pytest
 
 from neuralmem.data import sources
 from neuralmem.data.corpus import Flavour, documents
+from neuralmem.data.document import Document
 from neuralmem.data.needles import find_keys
 from neuralmem.data.sources import open_source
 from neuralmem.evaluation import recall
 from neuralmem.evaluation.haystack import open_haystack
+from neuralmem.evaluation.held_out import Text, with_lines_shuffled
 from neuralmem.evaluation.recall import TrainingData, training_keys
 from neuralmem.tokenizer import ByteTokenizer
 
@@ -25,6 +27,20 @@ def test_haystacks_share_no_document_with_training(name: Flavour, share: float |
     assert not [document[:60] for document in train if len(document) > 300 and document in text]
     assert all(document in text for document in held)
     assert len(text) == sum(len(document) + 1 for document in held)
+
+
+def test_shuffled_lines_are_the_same_lines_wherever_they_stood() -> None:
+    """Easy lines, then hard ones: shuffled, the beginning is as hard as the rest, and each document has its own order."""
+    lines = ["easy"] * 200 + [f"hard {i}" for i in range(200)]
+    twins = [Document(name, "\n".join(lines)) for name in ("a", "b")]
+    text = Text("twins", lambda: iter(twins))
+    first, second = with_lines_shuffled(text, 0).documents()
+    for document in (first, second):
+        assert sorted(document.text.split("\n")) == sorted(lines)
+        assert 70 < document.text.split("\n")[:200].count("easy") < 130
+    assert first.text != second.text
+    assert [*with_lines_shuffled(text, 0).documents()] == [first, second]
+    assert next(with_lines_shuffled(text, 1).documents()) != first
 
 
 def test_recall_takes_its_keys_from_training_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -48,6 +48,19 @@ CALLS = [  # command, its options, rows of the journal, lines of the CSV, pictur
 ]
 
 
+def test_positions_of_shuffled_lines(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["positions", "--checkpoint", str(runs / "memory"), "--lengths", "2x", "--samples", "3", "--ablate", "off"]
+    hashes = []
+    for options in ([], ["--shuffle-lines"], ["--shuffle-lines", "--seed", "7"]):
+        out = tmp_path / str(len(hashes))
+        assert main([*given, *options, "--out", str(out)]) == 0
+        rows = [json.loads(line) for line in (out / "positions.jsonl").read_text().splitlines()]
+        hashes.append({row["text_sha256"] for row in rows})
+        assert (", lines shuffled: 3 texts" in capsys.readouterr().out) is bool(options)
+    assert not hashes[0] & hashes[1]
+    assert not hashes[1] & hashes[2]
+
+
 @pytest.mark.parametrize(("command", "options", "rows", "lines", "pictures"), CALLS, ids=[call[0] for call in CALLS])
 def test_files_are_written_and_a_second_call_adds_nothing(
     command: str,

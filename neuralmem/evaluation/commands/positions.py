@@ -17,7 +17,7 @@ from pathlib import Path
 from neuralmem.errors import UserError
 from neuralmem.evaluation.commands.perplexity import wanted
 from neuralmem.evaluation.curves import Curve, Curves, write_curves
-from neuralmem.evaluation.held_out import NAMES, HeldOutRow, open_text, rows_of
+from neuralmem.evaluation.held_out import NAMES, HeldOutRow, open_text, rows_of, with_lines_shuffled
 from neuralmem.evaluation.journal import Journal
 from neuralmem.evaluation.lengths import parse_lengths
 from neuralmem.evaluation.losses import READINGS, LossReader
@@ -42,6 +42,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=int, default=16, metavar="N", help="texts per length, fewer where there is no more (16)")
     add("--haystack", default="", metavar="TEXT", help=f"{', '.join(NAMES)} (validation text of the checkpoint)")
     add("--ablate", metavar="LIST", help=f"controls, of {','.join(READINGS[1:])} (all that the model has)")
+    add(
+        "--shuffle-lines",
+        action="store_true",
+        help="lines of every document in random order: without a memory the loss is then level",
+    )
 
 
 def check(options: argparse.Namespace) -> None:
@@ -63,6 +68,8 @@ def run(options: argparse.Namespace) -> None:
     given = options.lengths or (LENGTHS_UNKNOWN if training.length is None else LENGTHS)
     lengths = parse_lengths(given, training.length)
     text = open_text(options.haystack, training)
+    if options.shuffle_lines:
+        text = with_lines_shuffled(text, options.seed)
     opened = open_checkpoint(options, "positions", training)
     texts = {}
     for length in lengths:
