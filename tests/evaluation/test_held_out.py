@@ -30,7 +30,7 @@ def test_haystacks_share_no_document_with_training(name: Flavour, share: float |
 
 
 def test_shuffled_lines_are_the_same_lines_wherever_they_stood() -> None:
-    """Easy lines, then hard ones: shuffled, the beginning is as hard as the rest, and each document has its own order."""
+    """Easy lines, then hard ones: shuffled, the beginning is as hard as the rest; each document has its own order."""
     lines = ["easy"] * 200 + [f"hard {i}" for i in range(200)]
     twins = [Document(name, "\n".join(lines)) for name in ("a", "b")]
     text = Text("twins", lambda: iter(twins))
