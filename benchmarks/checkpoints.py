@@ -78,7 +78,7 @@ QUESTIONS = (
     needles("number_16k", "s-niah-n", "16k", 500, "none", TITANS),
     needles("number_16k_100", "s-niah-n", "16k", 100, "none", ("hope-tiny", "window-tiny")),
     needles("number_16k_controls", "s-niah-n", "16k", 100, CONTROLS, MEMORIES),
-    needles("needle_256k", "s-niah-pk", "256k", 64, "none", TITANS),
+    needles("needle_256k", "s-niah-pk", "256k", 100, "none", TITANS),
     Question("overwrite", ("overwrite",), "overwrite.csv"),
     Question(
         "attribution",
@@ -87,7 +87,9 @@ QUESTIONS = (
         MEMORIES,
     ),
     Question(
-        "positions", ("positions", "--haystack", "stdlib", "--lengths", "16k", "--samples", "48"), "positions.csv"
+        "positions",
+        ("positions", "--haystack", "stdlib", "--lengths", "16k", "--samples", "48", "--shuffle-lines"),
+        "positions.csv",
     ),
     Question("perplexity", ("perplexity", "--haystack", "stdlib"), "perplexity.csv"),
 )
@@ -240,7 +242,7 @@ MORE_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "the needle's part ranks first (attribution, 4K)": hit,
     "bits per byte of held-out sources": bits,
     "bits per byte, memory off": lambda scores: bits(scores, "off"),
-    "loss at 8K to 16K less that at the training length, nats": falls("on"),
+    "loss at 8K to 16K less that at the training length, lines shuffled, nats": falls("on"),
     "that loss difference, memory off": falls("off"),
 }
 
