@@ -8,6 +8,7 @@ and escaped; it says to the browser that nothing may be fetched.
 import csv
 import hashlib
 import json
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -100,7 +101,7 @@ def read_results(folder: Path) -> Results:
 def write_machine(folder: Path, command: Sequence[str]) -> None:
     """Write down with what and where an evaluation was made: machine.json, of its last call."""
     ended = time.strftime("%Y-%m-%d %H:%M:%S")
-    described = {"command": " ".join(["eval.py", *command]), **provenance.describe(), "ended": ended}
+    described = {"command": shlex.join(["eval.py", *command]), **provenance.describe(), "ended": ended}
     durable.write_file(folder / MACHINE, json.dumps(described, indent=1) + "\n")
 
 

@@ -1,17 +1,20 @@
-"""Results checked: makes the prompts of a folder again, computes counts and scores again, and says what differs.
+"""Results checked: makes the prompts of a folder again, computes tables and scores again, and says what differs.
 
-Reads what eval.py niah wrote, and the checkpoint's tokenizer; runs no model. Prints a line per difference and ends with
-exit code 1 where there is one. Not checked is what only the model can say: predictions, likelihoods and ranks.
+Of eval.py niah every row is checked: hash, counts, spans and scores. Of any other evaluation the command is given again
+on a copy of the rows: it must find all its prompts among them and write the same tables. Runs no model. Prints a line
+per difference and ends with exit code 1 where there is one. Not checked is what only the model can say.
 """
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from neuralmem.durable import manifest
 from neuralmem.errors import UserError
+from neuralmem.evaluation import replay
 from neuralmem.evaluation.recall import read_training_data
 from neuralmem.evaluation.rows import read_results
 from neuralmem.evaluation.verify import differences, read_settings
@@ -25,14 +28,15 @@ from neuralmem.tokenizer import load_tokenizer
 EXAMPLES = """examples
   python eval.py verify --out runs/quickstart/niah
   python eval.py verify --out results/niah --checkpoint runs/quickstart
+  python eval.py verify --out runs/quickstart/overwrite
 """
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options, with their defaults and meanings."""
     add = parser.add_argument
-    add("--out", required=True, metavar="DIR", help="folder of results, as eval.py niah wrote it")
-    add("--checkpoint", metavar="RUN", help="folder of the model that was asked (the folder that DIR lies in)")
+    add("--out", required=True, metavar="DIR", help="folder of results, as an evaluation wrote it")
+    add("--checkpoint", metavar="RUN", help="the model that was asked (niah: the folder that DIR lies in; as it was)")
     add("--debug", action="store_true", help="show where an error comes from")
 
 
@@ -47,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
         UserError: rows, settings or a checkpoint that cannot be read.
     """
     out = Path(options.out)
+    if not (out / "settings.json").is_file() and (out / "machine.json").is_file():
+        return _told(replay.differences(out, options.checkpoint), "prompts and tables")
     folder = locate(options.checkpoint) if options.checkpoint else out.resolve().parent
     rows = read_results(out)
     training = read_training_data(folder)
@@ -57,10 +63,17 @@ def run(options: argparse.Namespace) -> int:
     weights = fingerprint(json.loads(manifest(folder) or b"{}")["files"])
     with torch.device("meta"):
         reach = build_model(read_config(files["config.json"])).reach
+    found = differences(rows, read_settings(out), tokenizer, tokenizer.fingerprint, weights, reach, training)
+    return _told(found, f"{len(rows):,} rows: prompts, counts and scores")
+
+
+def _told(differences: Iterable[str], what: str) -> int:
+    """Print them and how many there are; -> the exit code."""
     count = 0
-    for line in differences(rows, read_settings(out), tokenizer, tokenizer.fingerprint, weights, reach, training):
+    for line in differences:
         print(line, flush=True)
         count += 1
-    found = f"{count:,} difference{'s' * (count != 1)}" if count else "prompts, counts and scores are what they must be"
-    print(f"{len(rows):,} rows: {found}")
+    about, _, last = what.rpartition(": ")
+    head = f"{about}: " if about else ""
+    print(f"{head}{count:,} difference{'s' * (count != 1)}" if count else f"{head}{last} are what they must be")
     return 1 if count else 0

@@ -1,0 +1,93 @@
+"""Whether the results of any evaluation are what they say: the command is given again, and must have nothing to ask.
+
+Special: every evaluation keeps its answers under the hash of what was asked, and asks only what it does not have. So
+the same command on a copy of the results makes its prompts again, finds all of them answered, and writes the same
+tables; a model that is called all the same says that a prompt, the checkpoint or a setting is another one.
+Source: evaluation.md section 9, point 12.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from neuralmem.errors import UserError
+from neuralmem.evaluation.cli import find, parse
+
+
+class Asked(Exception):
+    """The model was called."""
+
+
+def differences(out: Path, checkpoint: str | None) -> Iterator[str]:
+    """What differs between the results in a folder and those of the command that made them, a line each.
+
+    Args:
+        out: the folder, with machine.json
+        checkpoint: of the model that was asked; None: as the command has it
+
+    Raises:
+        UserError: no command in the folder, or one that cannot be given again.
+    """
+    name, arguments = read_command(out)
+    options = parse(name, arguments)
+    options.checkpoint = checkpoint or options.checkpoint
+    with TemporaryDirectory() as folder:
+        again = Path(folder)
+        for file in out.glob("*.jsonl"):
+            shutil.copy(file, again)
+        options.out = folder
+        try:
+            with _nobody_asked(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+                find(name).run(options)
+        except Asked:
+            yield f"{name}: a prompt that the command makes is not among the rows of {out}, or is of another model"
+            return
+        for table in sorted(again.glob("*.csv")):
+            yield from _compare(table, out / table.name)
+
+
+def read_command(out: Path) -> tuple[str, list[str]]:
+    """The name of the evaluation that left results in a folder, and its arguments.
+
+    Raises:
+        UserError: the folder does not say.
+    """
+    path = out / "machine.json"
+    try:
+        _, name, *arguments = shlex.split(json.loads(path.read_text(encoding="utf-8"))["command"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"--out is {str(out)!r}, whose machine.json does not say which command made it") from None
+    return name, arguments
+
+
+@contextlib.contextmanager
+def _nobody_asked() -> Iterator[None]:
+    def refuse(module: Any, given: Any) -> None:
+        raise Asked
+
+    hook = register_module_forward_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _compare(again: Path, before: Path) -> Iterator[str]:
+    """Lines of a table that are not those of the one before."""
+    if not before.is_file():
+        yield f"{before}: missing"
+        return
+    new, old = (path.read_text(encoding="utf-8").splitlines() for path in (again, before))
+    if len(new) != len(old):
+        yield f"{before}: it has {len(old)} lines, made again it has {len(new)}"
+    for number, (now, then) in enumerate(zip(new, old, strict=False), 1):
+        if now != then:
+            yield f"{before} line {number} is {then!r}, made again it is {now!r}"
