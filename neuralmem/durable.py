@@ -136,10 +136,20 @@ def _generation(folder: Path) -> tuple[int, int, bytes] | None:
 
 def write_file(file: str | Path, content: str | bytes) -> None:
     """Replace a file at once, and have it on the disk; text as UTF-8."""
+    data = content.encode() if isinstance(content, str) else content
+    write_by(file, lambda temporary: temporary.write_bytes(data))
+
+
+def write_by(file: str | Path, write: Callable[[Path], object]) -> None:
+    """Replace a file at once, and have it on the disk, where something else writes it, to the path that it is given."""
     file = Path(file)
     temporary = file.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
+        with _as_os_error():
+            write(temporary)
+        temporary.chmod(mode)  # safetensors makes files that only their owner can read
         _sync(temporary)
         os.replace(temporary, file)
         _sync(file.parent)

@@ -7,7 +7,7 @@ is one comparison. Names are the module's path in the model, a slash, and what w
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 
 import torch
@@ -104,6 +104,12 @@ def repeating() -> AbstractContextManager[None]:
             _recorders.reset(token)
 
     return again()
+
+
+def twice() -> tuple[AbstractContextManager, AbstractContextManager]:
+    """For `checkpoint(context_fn=...)`: what is observed is part of the graph, so the second time it has to be observed
+    as well, by nobody."""
+    return nullcontext(), repeating()
 
 
 @contextmanager

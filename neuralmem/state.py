@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
+from safetensors.torch import save_file
 
 from neuralmem import durable
 from neuralmem.errors import UserError
@@ -85,7 +85,7 @@ class State:
         metadata = {"format": FORMAT, "sha256": _digest(tensors, identity), **identity}
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        durable.write_file(path, serialise(tensors, metadata))
+        durable.write_by(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
     @classmethod
     def load(cls, path: str | Path, model: Any) -> "State":

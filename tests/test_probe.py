@@ -186,3 +186,20 @@ def test_recordings_nest() -> None:
             observe("x", torch.ones(1))
         observe("y", torch.ones(1))
     assert (list(inner.means()), list(outer.means())) == (["/x"], ["/x", "/y"])
+
+
+@pytest.mark.parametrize("rule", registry.names("rule"))
+def test_a_price_of_writing_has_the_same_gradient_where_chunks_are_computed_again(rule: str) -> None:
+    gradients = []
+    for checkpoint_every in (None, 2):
+        torch.manual_seed(1)
+        memory = MemoryConfig(rule=rule, heads=2, chunk_size=4, checkpoint_every=checkpoint_every)
+        network = CausalLM(replace(CONFIG, pattern=["titans_lmm"], memory=memory))
+        with recording(network, attached=True, only="write", seen_as=lambda gates: torch.log1p(100 * gates)) as record:
+            logits, _ = network(torch.arange(66).view(2, 33) % 11)
+        cost = record.total("write")
+        assert cost is not None
+        (logits.square().mean() + cost).backward()
+        gradients.append({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)

@@ -20,6 +20,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from neuralmem.errors import UserError
 from neuralmem.evaluation.cli import find, parse
+from neuralmem.evaluation.html_report import MACHINE
+from neuralmem.models.causal_lm import CausalLM
 
 
 class Asked(Exception):
@@ -37,8 +39,12 @@ def differences(out: Path, checkpoint: str | None) -> Iterator[str]:
         UserError: no command in the folder, or one that cannot be given again.
     """
     name, arguments = read_command(out)
-    options = parse(name, arguments)
-    options.checkpoint = checkpoint or options.checkpoint
+    try:
+        options = parse(name, arguments)
+        given = options.checkpoint
+    except (UserError, AttributeError) as error:
+        raise UserError(f"--out has {out / MACHINE}, whose command cannot be given again: {error}") from None
+    options.checkpoint = checkpoint or given
     with TemporaryDirectory() as folder:
         again = Path(folder)
         for file in out.glob("*.jsonl"):
@@ -47,11 +53,13 @@ def differences(out: Path, checkpoint: str | None) -> Iterator[str]:
         try:
             with _nobody_asked(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
                 find(name).run(options)
+        except UserError as error:
+            raise UserError(f"--out has {out / MACHINE}, whose command cannot be given again here: {error}") from None
         except Asked:
             yield f"{name}: a prompt that the command makes is not among the rows of {out}, or is of another model"
             return
         for table in sorted(again.glob("*.csv")):
-            yield from _compare(table, out / table.name)
+            yield from compare(table.read_text(encoding="utf-8"), out / table.name)
 
 
 def read_command(out: Path) -> tuple[str, list[str]]:
@@ -60,10 +68,9 @@ def read_command(out: Path) -> tuple[str, list[str]]:
     Raises:
         UserError: the folder does not say.
     """
-    path = out / "machine.json"
     try:
-        _, name, *arguments = shlex.split(json.loads(path.read_text(encoding="utf-8"))["command"])
-    except (OSError, ValueError, KeyError, TypeError):
+        _, name, *arguments = shlex.split(json.loads((out / MACHINE).read_text(encoding="utf-8"))["command"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"--out is {str(out)!r}, whose machine.json does not say which command made it") from None
     return name, arguments
 
@@ -71,7 +78,8 @@ def read_command(out: Path) -> tuple[str, list[str]]:
 @contextlib.contextmanager
 def _nobody_asked() -> Iterator[None]:
     def refuse(module: Any, given: Any) -> None:
-        raise Asked
+        if isinstance(module, CausalLM):
+            raise Asked
 
     hook = register_module_forward_pre_hook(refuse)
     try:
@@ -80,12 +88,12 @@ def _nobody_asked() -> Iterator[None]:
         hook.remove()
 
 
-def _compare(again: Path, before: Path) -> Iterator[str]:
-    """Lines of a table that are not those of the one before."""
+def compare(again: str, before: Path) -> Iterator[str]:
+    """Lines of a table that are not those of the file made before."""
     if not before.is_file():
         yield f"{before}: missing"
         return
-    new, old = (path.read_text(encoding="utf-8").splitlines() for path in (again, before))
+    new, old = again.splitlines(), before.read_text(encoding="utf-8").splitlines()
     if len(new) != len(old):
         yield f"{before}: it has {len(old)} lines, made again it has {len(new)}"
     for number, (now, then) in enumerate(zip(new, old, strict=False), 1):

@@ -212,9 +212,10 @@ def share(
         hits: how many of an answer
         trials: of how many
     """
-    texts = list(dict.fromkeys(answer["text"] for answer in some))
-    of_text = [[answer for answer in some if answer["text"] == text] for text in texts]
-    return clustered([sum(map(hits, own)) for own in of_text], [sum(map(trials, own)) for own in of_text])
+    texts: dict[str, list[Row]] = {}
+    for answer in some:
+        texts.setdefault(answer["text"], []).append(answer)
+    return clustered(*([sum(map(count, own)) for own in texts.values()] for count in (hits, trials)))
 
 
 def mean_nll(some: Sequence[Row]) -> float:

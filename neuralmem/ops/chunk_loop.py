@@ -1,10 +1,12 @@
 """The loop over chunks that every chunked op runs, with recomputation in backward."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from neuralmem import probe
 from neuralmem.typing import Tensor, Tensors
 
 Stepped = tuple[Tensor, Tensors]  # has a name because torch.compile cannot evaluate it inside a function
@@ -38,11 +40,12 @@ def run_chunks(
         y, *after = group(0, total, *state)
         return y, tuple(after)
     outputs, span = [], chunk_size * checkpoint_every
+    # Nothing in a step is random, so the generators' state need not be kept.
+    how: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    if probe.active(attached=True):  # not always: torch.compile takes no such context
+        how["context_fn"] = probe.twice
     for start in range(0, total, span):
-        # Nothing in a step is random, so the generators' state need not be kept.
-        y, *after = checkpoint(
-            group, start, min(start + span, total), *state, use_reentrant=False, preserve_rng_state=False
-        )
+        y, *after = checkpoint(group, start, min(start + span, total), *state, **how)
         outputs.append(y)
         state = tuple(after)
     return torch.cat(outputs, dim=2), state

@@ -4,7 +4,6 @@ Neither is part of the model: config.json, checkpoints and states know nothing o
 """
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import lightning.pytorch as L
@@ -49,11 +48,6 @@ def recompute(layer: nn.Module) -> None:
     def again(*given: Any, **named: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*given, **named)
-        return checkpoint(forward, *given, use_reentrant=False, context_fn=_same_probe, **named)
+        return checkpoint(forward, *given, use_reentrant=False, context_fn=probe.twice, **named)
 
     layer.forward = again
-
-
-def _same_probe() -> tuple[AbstractContextManager, AbstractContextManager]:
-    """What is observed is part of the graph, so it has to be observed the second time as well, by nobody."""
-    return nullcontext(), probe.repeating()

@@ -37,7 +37,7 @@ def write_price(gates: Tensor, floor: float | None = None) -> Tensor:
     """What open gates cost, each: 0 where nothing is written, 1 where a gate is open.
 
     The gate itself lets go of small gates, for its slope along the logit is g (1 - g), and a small write at each of a
-    hundred thousand tokens is a large one. The logarithm pushes all gates well above the floor about as hard.
+    hundred thousand tokens is a large one. The logarithm's is 1 - g down to the floor, times a constant.
 
     Args:
         gates: Float [...], 0 to 1

@@ -44,9 +44,9 @@ class OptimizerConfig:
         gate_lr: learning rate of the memories' gates, in units of lr
         write_cost: weight in the loss of how much the memories write, the mean of their gates: what need not be kept
             is then not written, and what was written stays
-        write_floor: makes the cost of a gate g log(1 + g / floor) / log(1 + 1 / floor), again 0 to 1: it pushes every
-            gate well above the floor about as hard, where the plain mean lets go of small ones, which add up over a
-            long text; null: the plain mean
+        write_floor: makes the cost of a gate g log(1 + g / floor) / log(1 + 1 / floor), again 0 to 1: it pushes a small
+            gate as hard as a larger one down to the floor, where the plain mean lets go of small ones, which add up
+            over a long text; null: the plain mean
         weight_decay: of matrices; gates, norms, biases, embeddings and initial memory weights have none
         warmup: steps of linear warm-up
         schedule: what follows the warm-up
@@ -80,8 +80,10 @@ class OptimizerConfig:
         for name in ("lr", "eps", "gate_lr", "slow_every"):
             if not getattr(self, name) > 0:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)!r}; it must be a positive number")
-        if self.write_floor is not None and not self.write_floor > 0:
+        if self.write_floor is not None and not 0 < self.write_floor < math.inf:
             raise UserError(f"optimizer.write_floor is {self.write_floor!r}; it must be a positive number, or null")
+        if self.write_floor is not None and not self.write_cost:
+            raise UserError(f"optimizer.write_floor is {self.write_floor!r}; it must be null where write_cost is 0")
         for name in ("weight_decay", "write_cost", "warmup", "final", "slow_weight", "momentum_width"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)!r}; it must not be negative")

@@ -88,7 +88,7 @@ def test_64k_tokens_leave_a_layer_finite_and_steady(subject: Subject) -> None:
 
 
 @each([s for s in WITH_MEMORY if s not in LONG])
-def test_4k_tokens_leave_a_layer_with_any_rule_finite(subject: Subject) -> None:
+def test_4k_tokens_leave_a_layer_with_another_rule_finite(subject: Subject) -> None:
     read_and_check(subject, default(subject), 2)
 
 

@@ -7,19 +7,32 @@ from pathlib import Path
 
 import pytest
 
-from neuralmem.evaluation.cli import main
+from neuralmem.evaluation.cli import commands, main
 
 CALLS = {
-    "overwrite": "--updates 0,1 --facts 2 --samples 2",
-    "positions": "--lengths 512 --samples 2 --ablate off --shuffle-lines",
-    "babi": "--tasks qa1 --lengths 600 --samples 2 --ablate off --max-new-tokens 2",
-    "repeated-words": "--words 3 --samples 2 --ablate none",
     "attribution": "--lengths 300 --samples 1 --parts 3",
+    "babi": "--tasks qa1 --lengths 600 --samples 2 --ablate off --max-new-tokens 2",
+    "capacity": "--pairs 2 --samples 2 --ablate none",
+    "continual": "--tasks 2 --classes 2 --shown 1 --samples 2 --ablate none",
+    "copy": "--gaps 16 --block 12 --samples 2 --ablate none",
+    "half-life": "--longest 256 --shortest 64 --samples 2 --ablate none",
+    "look": "--length 256",
+    "overwrite": "--updates 0,1 --facts 2 --samples 2",
+    "perplexity": "--tokens 600 --ablate off",
+    "positions": "--lengths 512 --samples 2 --ablate off --shuffle-lines",
+    "recall": "--facts 2 --samples 2 --ablate none",
+    "repeated-words": "--words 3 --samples 2 --ablate none",
+    "sessions": "--sessions 2 --facts 2 --samples 2 --ablate none",
 }
+OTHERS = {"niah", "baselines", "verify", "report", "compare-paper"}  # checked row by row, or no evaluations
+
+
+def test_every_evaluation_is_here() -> None:
+    assert {*CALLS, *OTHERS} == set(commands())
 
 
 def call(command: str, checkpoint: Path, out: Path, text_file: Path) -> list[str]:
-    haystack = [] if command == "repeated-words" else ["--haystack", f"file:{text_file}"]
+    haystack = [] if command in ("repeated-words", "look") else ["--haystack", f"file:{text_file}"]
     return [command, "--checkpoint", str(checkpoint), "--out", str(out), *haystack, *CALLS[command].split()]
 
 

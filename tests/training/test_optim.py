@@ -239,7 +239,7 @@ def test_schedules(schedule: str, half: float) -> None:
 
 WRONG = [{"lr": 0.0}, {"eps": -1.0}, {"weight_decay": -0.1}, {"warmup": -1}, {"gate_lr": 0.0}, {"betas": (0.9, 1.0)}]
 WRONG += [{"momentum": 1.0}, {"slow_momentum": -0.1}, {"slow_every": 0}, {"slow_weight": -1.0}, {"delta": 1.5}]
-WRONG += [{"momentum_width": -1}, {"write_floor": 0.0}]
+WRONG += [{"momentum_width": -1}, {"write_floor": 0.0}, {"write_floor": math.inf}, {"write_floor": 0.1}]
 
 
 @pytest.mark.parametrize("wrong", WRONG)

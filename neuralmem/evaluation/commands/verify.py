@@ -1,13 +1,15 @@
 """Results checked: makes the prompts of a folder again, computes tables and scores again, and says what differs.
 
-Of eval.py niah every row is checked: hash, counts, spans and scores. Of any other evaluation the command is given again
-on a copy of the rows: it must find all its prompts among them and write the same tables. Runs no model. Prints a line
-per difference and ends with exit code 1 where there is one. Not checked is what only the model can say.
+Of eval.py niah every row and the table are checked: hash, counts, spans and scores. Of any other evaluation the
+command is given again on a copy of the rows: it must find all its prompts among them, by their hash and that of the
+weights, and write the same tables; other fields and further rows are not looked at. Runs no model, so what only that
+can say is not checked. Prints a line per difference and ends with exit code 1 where there is one.
 """
 
 import argparse
 import json
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -15,8 +17,11 @@ import torch
 from neuralmem.durable import manifest
 from neuralmem.errors import UserError
 from neuralmem.evaluation import replay
+from neuralmem.evaluation.html_report import MACHINE
 from neuralmem.evaluation.recall import read_training_data
 from neuralmem.evaluation.rows import read_results
+from neuralmem.evaluation.summary import by_depth
+from neuralmem.evaluation.tables import to_csv
 from neuralmem.evaluation.verify import differences, read_settings
 from neuralmem.models.causal_lm import build_model
 from neuralmem.models.checkpoint import read_config
@@ -51,8 +56,13 @@ def run(options: argparse.Namespace) -> int:
         UserError: rows, settings or a checkpoint that cannot be read.
     """
     out = Path(options.out)
-    if not (out / "settings.json").is_file() and (out / "machine.json").is_file():
-        return _told(replay.differences(out, options.checkpoint), "prompts and tables")
+    if not (out / "settings.json").is_file():
+        if (out / MACHINE).is_file():
+            return _told(replay.differences(out, options.checkpoint), "prompts and tables")
+        raise UserError(
+            f"--out is {str(out)!r}, which has no settings.json (of niah) and no {MACHINE} (of any evaluation that was "
+            "carried to its end)"
+        )
     folder = locate(options.checkpoint) if options.checkpoint else out.resolve().parent
     rows = read_results(out)
     training = read_training_data(folder)
@@ -63,7 +73,11 @@ def run(options: argparse.Namespace) -> int:
     weights = fingerprint(json.loads(manifest(folder) or b"{}")["files"])
     with torch.device("meta"):
         reach = build_model(read_config(files["config.json"])).reach
-    found = differences(rows, read_settings(out), tokenizer, tokenizer.fingerprint, weights, reach, training)
+    settings = read_settings(out)
+    found: Iterable[str] = differences(rows, settings, tokenizer, tokenizer.fingerprint, weights, reach, training)
+    table = out / "table.csv"
+    if table.is_file():
+        found = chain(found, replay.compare(to_csv(by_depth(rows, settings.grid)), table))
     return _told(found, f"{len(rows):,} rows: prompts, counts and scores")
 
 
