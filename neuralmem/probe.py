@@ -8,7 +8,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 
 import torch
 from torch import Tensor, nn
@@ -91,25 +91,25 @@ def recording(
         _recorders.reset(token)
 
 
-def repeating() -> AbstractContextManager[None]:
-    """-> a context in which what runs is observed as it is now, and what is seen is dropped: for computing again."""
-    copies = tuple(r.blank() for r in _recorders.get())
+class Repeating(AbstractContextManager):
+    """A context in which what runs is observed as it is now, and what is seen is dropped: for computing again, also
+    several times."""
 
-    @contextmanager
-    def again() -> Iterator[None]:
-        token = _recorders.set(copies)
-        try:
-            yield
-        finally:
-            _recorders.reset(token)
+    def __init__(self) -> None:
+        self._as_now = tuple(r.blank() for r in _recorders.get())
+        self._tokens: list[Token] = []
 
-    return again()
+    def __enter__(self) -> None:
+        self._tokens.append(_recorders.set(tuple(r.blank() for r in self._as_now)))
+
+    def __exit__(self, *_: object) -> None:
+        _recorders.reset(self._tokens.pop())
 
 
 def twice() -> tuple[AbstractContextManager, AbstractContextManager]:
     """For `checkpoint(context_fn=...)`: what is observed is part of the graph, so the second time it has to be observed
     as well, by nobody."""
-    return nullcontext(), repeating()
+    return nullcontext(), Repeating()
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def worst() -> Iterator[Any]:
             yield pytest.param(subject, eta, norm, id=f"{subject.name} eta {eta:g}{'' if norm else ', no norm'}")
 
 
-@pytest.mark.parametrize(("subject", "eta", "norm"), worst())
+@pytest.mark.parametrize(("subject", "eta", "norm"), [*worst()])
 def test_gates_at_their_worst_leave_everything_finite(subject: Subject, eta: float, norm: bool) -> None:
     """Learning rate at its largest, nothing forgotten, momentum from none to everything; 4K tokens."""
     gates = {"theta_bias": 20.0, "alpha_bias": -20.0, "eta_bias": eta, "norm": norm}
