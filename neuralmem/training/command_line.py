@@ -19,7 +19,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from neuralmem.data import module as data_module
 from neuralmem.errors import UserError, nearest
 from neuralmem.lock import run_lock
-from neuralmem.models.checkpoint import refuse_file
+from neuralmem.models.checkpoint import load, refuse_file
+from neuralmem.models.pretrained import locate
 from neuralmem.training.checkpoints import Checkpoints
 from neuralmem.training.compute import Compute
 from neuralmem.training.documents import Documents
@@ -58,6 +59,7 @@ def train(arguments: list[str]) -> None:
     with ExitStack() as held:
         cli = build(arguments, held)
         cli.accumulate()
+        cli.begin()
         if cli.config.ckpt_path == LAST and cli.trainer.is_global_zero:
             where = f"going on from {cli.checkpoint}"
             none = f"no checkpoint in {cli.run}: starting from the beginning"
@@ -209,6 +211,7 @@ class CommandLine(LightningCLI):
         parser.add_argument("--run", type=str | None, default=None, help="the run's folder")
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="a checkpoint to go on from, or 'last'")
         parser.add_argument("--resume", type=Literal["auto"] | None, default=None, help="auto: as --ckpt_path last")
+        parser.add_argument("--init_from", type=str | None, default=None, help="a saved model to begin with")
         parser.add_argument("--tokens_per_step", type=int | None, default=None, help="batch in tokens over all devices")
         parser.add_class_arguments(OptimizerConfig, "optimizer")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
@@ -288,6 +291,31 @@ class CommandLine(LightningCLI):
             trainer.accumulate_grad_batches = wanted // batch
         if isinstance(trainer.val_check_interval, int):  # Lightning counts batches, people count steps
             trainer.val_check_interval *= trainer.accumulate_grad_batches
+
+    def begin(self) -> None:
+        """Give a new run the weights of `init_from`; one that goes on from a checkpoint has its own.
+
+        Raises:
+            UserError: there is no such model, its weights do not fit, or it reads other tokens than the data gives.
+        """
+        wanted = self.config.init_from
+        if wanted is None or self.checkpoint is not None:
+            return
+        try:
+            given, reads = load(wanted)
+            self.model.model.load_state_dict(given.state_dict())
+        except UserError as error:
+            raise UserError(f"init_from is {wanted!r}: {error}") from None
+        except RuntimeError as error:
+            raise UserError(f"init_from is {wanted!r}, another model: {explain_mismatch(str(error))}") from None
+        tokenizer = getattr(self.datamodule, "tokenizer", None)
+        if None not in (reads, tokenizer) and reads != tokenizer:
+            raise UserError(
+                f"init_from is {wanted!r}, whose tokenizer is not that of the data; set data.tokenizer to "
+                f"{str(locate(wanted) / 'tokenizer.json')!r}"
+            )
+        if self.trainer.is_global_zero:
+            print(f"starting with the weights of {wanted}", file=sys.stderr)
 
 
 def _listed(value: Any) -> list[Any]:

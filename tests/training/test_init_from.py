@@ -1,0 +1,74 @@
+"""A run that begins with the weights of a saved model."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import neuralmem as nm
+from neuralmem.tokenizer import train_bpe
+from neuralmem.training.cli import main
+
+Train = Callable[..., Path]
+ONE = ("--trainer.max_steps", "1", "--optimizer.lr", "1e-30", "--optimizer.weight_decay", "0")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return nm.load(folder)[0].state_dict()
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether a step of almost no length has moved nothing: such steps leave the weights that a run began with."""
+    first, second = weights(one), weights(other)
+    return all(torch.allclose(x, second[name], rtol=0, atol=1e-12) for name, x in first.items())
+
+
+def test_a_run_begins_with_the_weights_of_another(train: Train, capsys: pytest.CaptureFixture) -> None:
+    first = train("lmm", "first", "--trainer.max_steps", "3")
+    tuned = train("lmm", "tuned", *ONE, "--init_from", "first", "--seed_everything", "7")
+    assert same(first, tuned)
+    assert "starting with the weights of first" in capsys.readouterr().err
+    assert not same(first, train("lmm", "fresh", *ONE, "--seed_everything", "7"))
+
+
+def test_a_run_that_goes_on_keeps_its_own_weights(train: Train, capsys: pytest.CaptureFixture) -> None:
+    train("lmm", "first", "--trainer.max_steps", "3")
+    own = train("lmm", "own", "--trainer.max_steps", "2")
+    before = weights(own)
+    capsys.readouterr()
+    train("lmm", "own", "--trainer.max_steps", "2", "--init_from", "first", "--resume", "auto")
+    assert all(torch.equal(x, before[name]) for name, x in weights(own).items())
+    assert "starting with" not in capsys.readouterr().err
+
+
+def test_what_the_weights_do_not_hold_comes_from_the_config(train: Train) -> None:
+    train("lmm", "first", "--trainer.max_steps", "1")
+    tuned = train("lmm", "tuned", *ONE, "--init_from", "first", "--model.memory.theta_max", "0.25")
+    assert nm.load(tuned)[0].config.memory.theta_max == 0.25
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        (["--init_from", "neuralmem/mag-tini"], "does not exist; did you mean 'neuralmem/mag-tiny'?"),
+        (["--init_from", "first", "--model.width", "16"], "another model: its tensor embedding.weight has shape"),
+        (
+            ["--init_from", "other"],
+            "whose tokenizer is not that of the data; set data.tokenizer to 'other/tokenizer.json'",
+        ),
+    ],
+    ids=["none there", "other shapes", "other tokens"],
+)
+def test_what_does_not_fit_is_one_line(
+    train: Train, options: list[str], wrong: str, capsys: pytest.CaptureFixture
+) -> None:
+    first = train("lmm", "first", "--trainer.max_steps", "1")
+    model, _ = nm.load(first)
+    nm.save("other", model, train_bpe(["low lower lowest"] * 9, vocab_size=model.config.vocab_size))
+    capsys.readouterr()
+    config = Path(__file__).parents[2] / "configs" / "tiny" / "lmm.yaml"
+    assert main(["--config", str(config), "--run", "second", *options]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"error: init_from is {options[1]!r}")
+    assert wrong in said
