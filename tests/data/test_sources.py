@@ -245,3 +245,18 @@ def test_sources_go_through_pickles(folder: Path, monkeypatch: pytest.MonkeyPatc
         again = pickle.loads(pickle.dumps(source))
         assert [document for document, _ in zip(again.read(), range(40), strict=False)] == documents
         assert again.name == source.name
+
+
+@pytest.mark.parametrize("line", [b'{"text": "a"}', b' {"text": "a"}', b'{"text": "a"} \r', b'{"text": "a"}\t'])
+def test_white_space_around_a_record_is_none_of_it(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "one.jsonl").write_bytes(line + b"\n" + line)
+    assert [document.text for document in open_source(str(tmp_path / "one.jsonl"), share=0).read()] == ["a", "a"]
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"text": "a"} {}', b'{"text": "a"},', b'\xef\xbb\xbf{"text": "a"}', b'{"text": "a"']
+)
+def test_anything_else_around_it_is_no_json_line(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "one.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(UserError, match="is not a JSON line"):
+        list(open_source(str(tmp_path / "one.jsonl"), share=0).read())
