@@ -6,13 +6,16 @@ stays a skip.
 """
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+TINY = Path(__file__).parents[1] / "configs" / "tiny"
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +24,22 @@ def _same_start(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """train.py in this process, in a folder of its own: call with the name of a tiny config, a run's name and options;
+    returns the run's folder."""
+    from neuralmem.training.cli import main  # lightning, which the machine with the GPU has not
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(config: str, name: str, *options: str) -> Path:
+        arguments = ["--config", str(TINY / f"{config}.yaml"), "--run", name, "--report.at_end", "false"]
+        assert main([*arguments, *options]) == 0
+        return tmp_path / name
+
+    return run
 
 
 @pytest.hookimpl(wrapper=True)

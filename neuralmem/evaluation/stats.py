@@ -71,10 +71,8 @@ def clustered(hits: Sequence[float], sizes: Sequence[int]) -> Share:
         return whole
     apart = sum((hit - whole.share * size) ** 2 for hit, size in zip(hits, sizes, strict=True))
     effect = apart * groups / (groups - 1) / (n * whole.share * (1 - whole.share))
-    if effect <= 1:
-        return whole
-    few = (Z95 / _student(groups - 1)) ** 2
-    return Share(whole.hits, n, whole.share, *_ends(whole.share, few * n / effect))
+    few = (_student(groups - 1) / Z95) ** 2
+    return Share(whole.hits, n, whole.share, *_ends(whole.share, n / max(1.0, effect * few)))
 
 
 def _student(freedom: int, z: float = Z95) -> float:

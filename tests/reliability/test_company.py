@@ -16,7 +16,7 @@ import torch
 
 import neuralmem as nm
 from neuralmem.training.cli import main
-from tests.reliability.conftest import TINY
+from tests.conftest import TINY
 from tests.reliability.saving import MODEL
 
 ROOT = Path(__file__).parents[2]

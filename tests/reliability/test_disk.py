@@ -17,7 +17,7 @@ import pytest
 from neuralmem.training.cli import main
 from neuralmem.training.logs import read_metrics
 from neuralmem.training.resume import newest
-from tests.reliability.conftest import TINY
+from tests.conftest import TINY
 from tests.reliability.saving import Run
 
 Train = Callable[..., Path]

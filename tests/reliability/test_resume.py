@@ -19,7 +19,7 @@ from neuralmem.training.folder_io import read_checkpoint
 from neuralmem.training.logs import read_metrics
 from neuralmem.training.module import LanguageModel
 from neuralmem.training.plain import pack
-from tests.reliability.conftest import TINY
+from tests.conftest import TINY
 
 Train = Callable[..., Path]
 STEPS = 11
