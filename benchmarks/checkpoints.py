@@ -1,9 +1,10 @@
 """The trained models that come with the package: train them, ask them, put them into the package, write it down.
 
-A model is a config of configs/checkpoints/. Its run and its answers lie in runs/checkpoints/NAME, and what is there is
-not made again: training goes on where it stopped, and so does every question. What is shipped, in
-neuralmem/pretrained/NAME, is the run's model with its config and `made.json`: command, commit, seed, data, and every
-score. The tables in the README and in docs/checkpoints.md are made from these files and nowhere else.
+A model is a config of configs/checkpoints/, or two: NAME.yaml may begin with the weights that NAME_first.yaml makes.
+Its run and its answers lie in runs/checkpoints/NAME, and what is there is not made again: training goes on where it
+stopped, and so does every question. What is shipped, in neuralmem/pretrained/NAME, is the run's model with its config
+and `made.json`: commands, commit, seed, data, and every score. The tables in the README and in docs/checkpoints.md are
+made from these files and nowhere else.
 
 Run: python benchmarks/checkpoints.py                    all models, all steps: hours on two cores
      python benchmarks/checkpoints.py mag-tiny --step ask
@@ -39,10 +40,6 @@ MODELS = {
 }
 MEMORIES = tuple(name for name in MODELS if name != "window-tiny")
 TITANS = ("mag-tiny", "mac-tiny")
-NOTES = {
-    "mag-tiny": "stopped at step 1,821 of a schedule of 2,000 steps, with a mastery of 0.75 in the fifth stage, and "
-    "gone on with from there by the schedule and the mastery of the config"
-}
 STEPS = ("train", "ask", "ship", "docs")
 CONTROLS = "frozen,off,reset,shuffled"
 
@@ -105,11 +102,23 @@ def config_of(name: str) -> Path:
     return ROOT / "configs" / "checkpoints" / f"{name.replace('-', '_')}.yaml"
 
 
+def parts(name: str) -> list[str]:
+    """The runs that make a model, one after another; a first one has a config of its own and gives its weights on."""
+    first = f"{name}-first"
+    return [first, name] if config_of(first).exists() else [name]
+
+
 def train(name: str) -> None:
     """Train a model, or go on with it."""
-    folder = RUNS / name
-    resume = ("--resume", "auto") if (folder / "checkpoints").is_dir() else ()
-    call("train.py", "--config", str(config_of(name).relative_to(ROOT)), "--run", str(folder), *resume)
+    for part in parts(name):
+        folder = RUNS / part
+        resume = ("--resume", "auto") if (folder / "checkpoints").is_dir() else ()
+        call("train.py", *options_of(part), *resume)
+
+
+def options_of(part: str) -> tuple[str, ...]:
+    """The options of train.py for a run."""
+    return "--config", str(config_of(part).relative_to(ROOT)), "--run", str((RUNS / part).relative_to(ROOT))
 
 
 def ask(name: str) -> None:
@@ -126,30 +135,37 @@ def ship(name: str) -> None:
     model, tokenizer = load(run)
     shutil.rmtree(folder, ignore_errors=True)
     save(folder, model, tokenizer, data=json.loads((run / "data.json").read_text()))
-    shutil.copy(config_of(name), folder / "config.yaml")
+    for part in parts(name):
+        shutil.copy(config_of(part), folder / f"config{part.removeprefix(name)}.yaml")
     (folder / "made.json").write_text(json.dumps(made(name), indent=1) + "\n")
 
 
 def made(name: str) -> dict[str, Any]:
     """How a model was made, and what it answered."""
     run, config = RUNS / name, yaml.safe_load(config_of(name).read_text())
-    with (run / "metrics.csv").open() as file:
-        last = list(csv.DictReader(file))[-1]
+    lasts = [last_line(RUNS / part) for part in parts(name)]
+    training = {key: float(lasts[-1][key]) for key in ("stage", "answers", "loss")}
     return {
         "name": f"neuralmem/{name}",
-        "command": f"python train.py --config configs/checkpoints/{config_of(name).name}",
-        "note": NOTES.get(name, ""),
+        "command": " && ".join(f"python train.py {' '.join(options_of(part))}" for part in parts(name)),
         "seed": config["seed_everything"],
         "parameters": sum(p.numel() for p in load(run)[0].parameters()),
-        "training": {key: float(last[key]) for key in ("step", "tokens", "stage", "answers", "loss")},
+        "training": {key: sum(float(last[key]) for last in lasts) for key in ("step", "tokens")} | training,
         "data": fingerprints(config["data"]["init_args"]["source"]),
         "trained": json.loads((run / "machine.json").read_text()),
+        "before": [json.loads((RUNS / part / "machine.json").read_text()) for part in parts(name)[:-1]],
         "scores": {
             question.name: {"command": "eval.py " + " ".join(question.command), "lines": read_table(run, question)}
             for question in QUESTIONS
             if name in question.models and (run / question.name / question.table).exists()
         },
     }
+
+
+def last_line(run: Path) -> dict[str, str]:
+    """What metrics.csv says of a run's end."""
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))[-1]
 
 
 def fingerprints(source: Any) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -31,9 +32,11 @@ def test_each_is_whole_and_says_how_it_was_made(name: str) -> None:
     assert {"config.json", "model.safetensors", "tokenizer.json", "data.json"} <= set(verify(folder))
     made = json.loads((folder / "made.json").read_text())
     assert made["name"] == name
-    config = ROOT / made["command"].split()[-1]
-    assert config.read_text() == (folder / "config.yaml").read_text()
-    settings = yaml.safe_load(config.read_text())
+    configs = [ROOT / file for file in re.findall(r"--config (\S+)", made["command"])]
+    for config in configs:  # the last makes the model, the one before it, if there is one, what it begins with
+        kept = folder / f"config{'-first' if config is not configs[-1] else ''}.yaml"
+        assert config.read_text() == kept.read_text()
+    settings = yaml.safe_load(configs[-1].read_text())
     assert made["seed"] == settings["seed_everything"]
     assert read_training_data(name).length == settings["data"]["init_args"]["stages"][-1]["length"]
     assert {"training", "data", "trained", "scores", "parameters"} <= made.keys()
@@ -47,7 +50,7 @@ def test_what_the_text_told_is_said_far_beyond_reach_and_only_with_the_memory(ke
     model, tokenizer = nm.load("neuralmem/mag-tiny")
     assert tokenizer is not None
     read = torch.tensor([tokenizer.encode(f"@{key} {value}\n{haystack_text(8192)}")])
-    assert read.shape[1] > 60 * model.reach
+    assert read.shape[1] > 30 * model.reach
     with torch.no_grad():
         states = {memory: model(read, memory=memory)[1] for memory in ("on", "frozen")}
     said = {
