@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neuralmem.evaluation.bookmark import Bookmark
 from neuralmem.evaluation.rope import Rope
 from neuralmem.evaluation.sample import Sample
 from neuralmem.generation.protocol import LanguageModel, TokenizerLike, device_of
@@ -61,6 +62,7 @@ class Reader:
         stream_chunk: tokens read per call, at most
         progress: called with the number of prompt tokens read, or left out since nothing could come of them
         segment: the model's layers part a text into segments of so many tokens from its start on (Titans MAC)
+        bookmark: where to keep how far haystacks are read, so that a long reading that was stopped goes on
 
     With the memory frozen or off nothing is written, and a token acts on those up to `model.reach` after it only. So
     under these controls only the last of the haystack that the question's first token can see is read, from a segment's
@@ -74,9 +76,10 @@ class Reader:
         stream_chunk: int = 4096,
         progress: Callable[[int], None] = lambda tokens: None,
         segment: int = 1,
+        bookmark: Bookmark | None = None,
     ) -> None:
         self.model, self.tokenizer, self.stream_chunk, self.progress = model, tokenizer, stream_chunk, progress
-        self.segment, self.device = segment, device_of(model)
+        self.segment, self.device, self.bookmark = segment, device_of(model), bookmark
 
     @torch.no_grad()
     def ask(
@@ -104,7 +107,7 @@ class Reader:
             start = time.perf_counter()
             contexts = [(s.rope, self._first(s, mode), s.question) for s in samples]
             self.progress(sum(first for _, first, _ in contexts))
-            _, read = self._read(contexts, self.model.init_state(len(samples)), mode)
+            read = self._read_haystacks(contexts, mode)
             reading = time.perf_counter() - start
             for name in wanted:
                 start = time.perf_counter()
@@ -116,6 +119,17 @@ class Reader:
                 seconds = (reading + time.perf_counter() - start) / len(samples)
                 both = zip(answers, partners, strict=True)
                 yield name, [Answer(name, *answer, seconds, other, reading / len(samples)) for answer, other in both]
+            if self.bookmark is not None:
+                self.bookmark.end()
+
+    def _read_haystacks(self, spans: Sequence[tuple[Rope, int, int]], mode: MemoryMode) -> Any:
+        """-> the state after rope[start:stop] of every row, read from where an earlier reading has come to."""
+        state, done, bookmark = self.model.init_state(len(spans)), 0, self.bookmark if mode == "on" else None
+        if bookmark is not None:
+            done, kept = bookmark.begin([f"{rope.sha256()} {start} {stop}" for rope, start, stop in spans], self.model)
+            self.progress(sum(min(done, stop - start) for _, start, stop in spans))
+            state = kept or state
+        return self._read(spans, state, mode, done, bookmark)[1]
 
     def _shuffle(
         self, samples: Sequence[Sample], read: Any, partner: Callable[[], Sample] | None
@@ -146,18 +160,28 @@ class Reader:
         size = state.nbytes // len(samples)
         return [(text, score, size) for text, score in zip(texts, scores, strict=True)]
 
-    def _read(self, spans: Sequence[tuple[Rope, int, int]], state: Any, mode: MemoryMode) -> tuple[Tensor, Any]:
-        """Read rope[start:stop] of every row -> Float[B, V] logits after each row's last token, and the state."""
+    def _read(
+        self,
+        spans: Sequence[tuple[Rope, int, int]],
+        state: Any,
+        mode: MemoryMode,
+        done: int = 0,
+        bookmark: Bookmark | None = None,
+    ) -> tuple[Tensor, Any]:
+        """Read rope[start:stop] of every row, of which `done` tokens have been read before -> Float[B, V] logits after
+        each row's last token that is read now, and the state."""
         lengths = torch.tensor([stop - start for _, start, stop in spans])
         longest = int(lengths.max())
         last = torch.zeros(len(spans), self.tokenizer.vocab_size, device=self.device)
-        for at in range(0, longest, self.stream_chunk):
+        for at in range(done, longest, self.stream_chunk):
             width = min(self.stream_chunk, longest - at)
             rows = [rope.slice(start + at, min(start + at + width, stop)) for rope, start, stop in spans]
             ends = torch.arange(at + 1, at + width + 1) == lengths[:, None]
             logits, state = self._call(rows, width, state, mode, ends)
             self.progress(sum(map(len, rows)))
             last[ends.any(1).to(self.device)] = logits.float()
+            if bookmark is not None:
+                bookmark.keep(at + width, state)
         return last, state
 
     def _call(

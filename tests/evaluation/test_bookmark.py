@@ -1,0 +1,135 @@
+"""A long reading that is stopped goes on within the prompt, and says what it would have said."""
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
+from neuralmem.evaluation.bookmark import Bookmark
+from neuralmem.evaluation.cell import Cell
+from neuralmem.evaluation.haystack import open_haystack
+from neuralmem.evaluation.prompts import find_task
+from neuralmem.evaluation.protocols import ruler
+from neuralmem.evaluation.reader import Answer, Reader
+from neuralmem.evaluation.sample import Sample
+from neuralmem.models.causal_lm import CausalLM
+from neuralmem.state import State
+from neuralmem.tokenizer import ByteTokenizer
+
+BYTES = ByteTokenizer()
+CHUNK = 200  # tokens of a call
+
+
+def small(pattern: str = "titans_mag", seed: int = 1) -> CausalLM:
+    torch.manual_seed(seed)
+    attention = AttentionConfig(heads=2, window=20, persistent_tokens=2, segment=24)
+    memory = MemoryConfig(heads=1, chunk_size=16)
+    return CausalLM(ModelConfig(257, 16, 1, [pattern], attention=attention, memory=memory)).eval()
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    """Prompts of different lengths."""
+    cell = Cell(find_task("s-niah-w-words"), "ruler2025", 1200, open_haystack("grammar", 20_000), 0, BYTES.encode)
+    build = ruler(cell)
+    return [build(i, None, cell.random(i)) for i in range(3)]
+
+
+class Stopped(Exception):
+    pass
+
+
+class Limited:
+    """A model that is killed after so many calls, and counts them."""
+
+    def __init__(self, model: Any, calls: float = float("inf")) -> None:
+        self.model, self.left, self.calls = model, calls, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def __call__(self, *given: Any, **options: Any) -> Any:
+        if self.calls == self.left:
+            raise Stopped
+        self.calls += 1
+        return self.model(*given, **options)
+
+
+def said(model: Any, samples: list[Sample], folder: Path | None, told: list[int] | None = None) -> list[Answer]:
+    kept = None if folder is None else Bookmark(folder, every=0, clock=lambda: 0.0)
+    advance = (lambda tokens: None) if told is None else told.append
+    reader = Reader(model, BYTES, CHUNK, advance, segment=24, bookmark=kept)
+    return [answer for _, answers in reader.ask(samples, ["none", "reset", "off"], 4) for answer in answers]
+
+
+def words(answers: list[Answer]) -> list[tuple[str, str, tuple[float, ...]]]:
+    return [(answer.ablation, answer.text, answer.log_likelihoods) for answer in answers]
+
+
+@pytest.mark.parametrize("pattern", ["titans_mag", "titans_mac", "titans_lmm"])
+def test_a_stopped_reading_goes_on_bit_for_bit(pattern: str, samples: list[Sample], tmp_path: Path) -> None:
+    model, whole, read, told = small(pattern), Limited(small(pattern)), [], []
+    expected = words(said(whole, samples, None, read))
+    with pytest.raises(Stopped):
+        said(Limited(model, 3), samples, tmp_path / "unfinished")
+    (file,) = (tmp_path / "unfinished").iterdir()
+    assert file.name.endswith(f".{3 * CHUNK}.safetensors")
+    again = Limited(model)
+    assert words(said(again, samples, tmp_path / "unfinished", told)) == expected
+    assert again.calls == whole.calls - 3
+    assert not (tmp_path / "unfinished").exists(), "nothing is left of what is done"
+    assert sum(told) == sum(read), "what was read before counts as read"
+
+
+def test_another_model_or_other_prompts_begin_anew(samples: list[Sample], tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        said(Limited(small(), 3), samples, tmp_path)
+    for model, some in ((small(seed=2), samples), (small(), samples[:2])):
+        assert words(said(model, some, tmp_path)) == words(said(model, some, None))
+
+
+def test_a_damaged_file_is_read_over(samples: list[Sample], tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        said(Limited(small(), 3), samples, tmp_path)
+    (file,) = tmp_path.iterdir()
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    assert words(said(small(), samples, tmp_path)) == words(said(small(), samples, None))
+
+
+def test_a_full_disk_is_said_once_and_costs_nothing(
+    samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: State, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(State, "save", full)
+    with pytest.warns(UserWarning, match="cannot be written, a long reading is not kept: .*No space left") as caught:
+        answers = said(small(), samples, tmp_path)
+    assert len(caught) == 1
+    assert words(answers) == words(said(small(), samples, None))
+
+
+def test_keeping_takes_a_small_part_of_the_time(tmp_path: Path) -> None:
+    """A saving of 5 seconds is followed by none for the next 100, one of no time by none for a minute."""
+    now = [0.0]
+
+    class Slow(State):
+        def save(self, path: str | Path) -> None:
+            now[0] += took
+            saved.append(now[0])
+            Path(path).touch()
+
+    for took, expected in ((5.0, [65.0, 170.0, 275.0]), (0.0, [60.0, 120.0, 180.0, 240.0, 300.0])):
+        now[0], saved = 0.0, []
+        bookmark = Bookmark(tmp_path, clock=lambda: now[0])
+        bookmark.begin([str(took)], None)
+        while now[0] < 300:
+            bookmark.keep(1, Slow())
+            now[0] += 1
+        assert saved == expected[: len(saved)]
+        assert len(saved) >= len(expected) - 1
