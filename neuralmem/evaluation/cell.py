@@ -146,6 +146,7 @@ class Sizes:
         least: smallest size
         most: largest size, None: there is none
         offset: sizes are this and a multiple of the stride
+        spare: tokens that must be left over while a size is looked for
     """
 
     step: int
@@ -153,6 +154,7 @@ class Sizes:
     least: int = 1
     most: int | None = None
     offset: int = 0
+    spare: int = 0
 
     def clip(self, count: int) -> int:
         """The size of so many strides."""
@@ -183,7 +185,7 @@ def by_rule(
 
     def fits(count: int) -> bool:
         draft = draw(sizes.clip(count), None, random)
-        return tokens(draft, "" if cell.protocol == "ruler2025" else draft.said) <= cell.length
+        return tokens(draft, "" if cell.protocol == "ruler2025" else draft.said) + sizes.spare <= cell.length
 
     random = cell.random("size")
     size = _largest(fits, sizes)

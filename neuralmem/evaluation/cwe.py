@@ -5,8 +5,7 @@ counts the words that a window sees.
 Differences that remain: the list has at most the 8,166 words of `wonderwords` (RULER goes on with a file of its own),
 so longer lists do not grow; lists are shuffled anew in every prompt.
 Source: lm-evaluation-harness tasks/ruler/cwe_utils.py, whose prompt leaves the example out, and RULER's
-common_words_extraction.py of 2025 in a copy; evaluation.md section 4.1. That RULER of 2024 joins the example, without a
-space behind "are:", by a line break is read off lm-evaluation-harness's count of its tokens.
+common_words_extraction.py of 2024 and 2025 in copies; evaluation.md section 4.1.
 """
 
 from collections.abc import Sequence

@@ -82,5 +82,6 @@ def exact(cell: Cell) -> Build:
 def ruler(cell: Cell) -> Build:
     """Prompts by RULER's rules."""
     step = cell.length // 32
-    start = cell.length // LETTERS
-    return clear(cell, by_rule(cell, drawing(cell), Sizes(step, step, least=max(1, start % step), offset=start % step)))
+    offset = cell.length // LETTERS % step
+    sizes = Sizes(step, step, least=max(1, offset), offset=offset, spare=1)  # a text that just fits is one too long
+    return clear(cell, by_rule(cell, drawing(cell), sizes))

@@ -153,7 +153,7 @@ def ruler(cell: Cell) -> Build:
         else:
             order = list(range(count))
             places = random.sample(range(size), count) if in_lines else random.sample(GRID, count)
-            chosen = sorted(places if in_lines else (int(len(units) * grid / 100) for grid in places))
+            chosen = sorted(places if in_lines else (int(len(units) * (grid / 100)) for grid in places))
         inserted = [(chosen[i], needles.texts[i], needles.wanted[i]) for i in order]
         context, spans = _insert(units, inserted, in_lines)
         head, question, prefix = frame(task.kind, needles.asked, task.many)

@@ -3,7 +3,8 @@
 Special: a chain of five statements, so the answer is five names and the needles are the five statements; a solved
 example stands in front of every prompt, of the same size in all and with other names in each.
 Differences that remain: names of one chain are all different and none is VAR (upstream may draw one twice), the example
-has at least six lines (2024: ten) even where these do not fit into its 500 tokens.
+has at least six lines (2024: ten) even where these do not fit into its 500 tokens, and it counts as part of the
+prompt (upstream counts it apart, without the line breaks behind it).
 Source: lm-evaluation-harness tasks/ruler/vt_utils.py, which is RULER's file of 2024, and RULER's variable_tracking.py
 of 2025 in copies of others; evaluation.md section 4.1. The 2024 text says "assgined"; the newer one does not.
 """
@@ -41,7 +42,7 @@ class Style:
         assigned: the word in the answer prefix
         behind: what follows an example
         step: lines by which an example grows
-        spare: tokens that an example leaves of its 500
+        spare: tokens that an example leaves of its 500 beside its answer; 0: its answer is not counted either
     """
 
     line: str
@@ -120,13 +121,14 @@ class Example:
         self.places = draw_places(random, self.lines)
 
     def _tokens(self, encode: Encode, lines: int, random: Random) -> int:
-        text = self._text(draw_names(random, letters=3), self.value, draw_places(random, lines), lines)
-        return len(encode(text)) + self.style.spare
+        names = draw_names(random, letters=3)
+        text = self._asked(names, self.value, draw_places(random, lines), lines)
+        return len(encode(f"{text} {names}" if self.style.spare else text)) + self.style.spare
 
-    def _text(self, names: list[str], value: str, places: list[int], lines: int) -> str:
+    def _asked(self, names: list[str], value: str, places: list[int], lines: int) -> str:
         units, _ = self.style.lines(names, value, places, lines)
         question, prefix = self.style.ask(value)
-        return HEAD + self.style.joint.join(units) + question + prefix + " " + " ".join(names) + self.style.behind
+        return HEAD + self.style.joint.join(units) + question + prefix
 
     def text(self, random: Random, value: str) -> str:
         """The example, up to where the prompt itself begins; `value` is that of the prompt.
@@ -134,7 +136,8 @@ class Example:
         The newer text has another value in every prompt, the older one does not.
         """
         own = self.value if self.style is OF_2024 else draw_value(random, besides=value)
-        return self._text(draw_names(random, letters=3), own, self.places, self.lines)
+        names = draw_names(random, letters=3)
+        return self._asked(names, own, self.places, self.lines) + " " + " ".join(names) + self.style.behind
 
 
 def exact(cell: Cell) -> Build:
