@@ -3,8 +3,8 @@
 A model is a config of configs/checkpoints/, or two: NAME.yaml may begin with the weights that NAME_first.yaml makes.
 Its run and its answers lie in runs/checkpoints/NAME, and what is there is not made again: training goes on where it
 stopped, and so does every question. What is shipped, in neuralmem/pretrained/NAME, is the run's model with its config
-and `made.json`: commands, commit, seed, data, and every score. The tables in the README and in docs/checkpoints.md are
-made from these files and nowhere else.
+and `made.json`: commands, commit, seed, data, and every score. The tables in the README, docs/checkpoints.md and
+docs/baselines.md are made from these files and nowhere else.
 
 Run: python benchmarks/checkpoints.py                    all models, all steps: hours on two cores
      python benchmarks/checkpoints.py mag-tiny --step ask
@@ -87,6 +87,16 @@ QUESTIONS = (
         "positions",
         ("positions", "--haystack", "stdlib", "--lengths", "16k", "--samples", "48", "--shuffle-lines"),
         "positions.csv",
+    ),
+    Question(
+        "baselines",
+        (
+            *("baselines", "--tasks", "s-niah-n", "--haystack", "builtin", "--lengths", "16k", "--samples", "100"),
+            *("--depths", "random", "--ablate", "none", "--budget", "512", "--passage", "100"),
+            *("--capacities", "1k,4k,16k"),
+        ),
+        "baselines.csv",
+        ("mag-tiny",),
     ),
     Question("perplexity", ("perplexity", "--haystack", "stdlib"), "perplexity.csv"),
 )
@@ -276,14 +286,33 @@ def compare(rows: dict[str, Callable[[dict[str, Any]], str]]) -> str:
     return "\n".join(lines)
 
 
+def side_by_side() -> str:
+    """A row per memory: what it answers on the same questions, what it keeps, and how long it takes; none: ""."""
+    heads = ["memory", "beyond reach", "kept, bytes", "reading, ms", "asking, ms"]
+    lines = []
+    for name, made in shipped().items():
+        for line in made["scores"].get("baselines", {}).get("lines", ()):
+            memory = f"`{name}`" if not line["baseline"] else f"`{line['memory']}`"
+            cells = [memory, share(line, "beyond", "n_beyond"), f"{float(line['kept_bytes']):,.0f}"]
+            cells += [f"{float(line[key]):,.0f}" for key in ("read_ms", "ask_ms")]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *lines] if lines else [])
+
+
 def about() -> str:
     """A row per shipped model: how it was made."""
-    heads = ["model", "parameters", "steps", "bytes read", "seed", "commit", "file", "data, sha256"]
+    heads = ["model", "parameters", "reach, bytes", "steps", "bytes read", "seed", "commit", "file", "data, sha256"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, made in shipped().items():
         size = (FOLDER / name / "model.safetensors").stat().st_size / 1e6
         seen = made["training"]
-        cells = [f"`{name}`", f"{made['parameters']:,}", f"{seen['step']:,.0f}", f"{seen['tokens'] / 1e6:.1f}M"]
+        cells = [
+            f"`{name}`",
+            f"{made['parameters']:,}",
+            f"{load(FOLDER / name)[0].reach:,}",
+            f"{seen['step']:,.0f}",
+            f"{seen['tokens'] / 1e6:.1f}M",
+        ]
         cells += [str(made["seed"]), made["trained"]["commit"][:7], f"{size:.1f} MB", made["data"]["train"][:12]]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -297,6 +326,7 @@ def shipped() -> dict[str, dict[str, Any]]:
 def update_docs() -> None:
     """Put the tables between the markers of the README and of the page."""
     _put(ROOT / "README.md", compare(ROWS))
+    _put(ROOT / "docs" / "baselines.md", side_by_side())
     _put(ROOT / "docs" / "checkpoints.md", f"{about()}\n\n{compare(ROWS | CONTROL_ROWS | MORE_ROWS)}")
 
 
