@@ -163,12 +163,21 @@ def made(name: str) -> dict[str, Any]:
         "training": {key: sum(float(last[key]) for last in lasts) for key in ("step", "tokens")} | training,
         "data": fingerprints(config["data"]["init_args"]["source"]),
         "trained": json.loads((run / "machine.json").read_text()),
-        "before": [json.loads((RUNS / part / "machine.json").read_text()) for part in parts(name)[:-1]],
+        "before": [beginning(part) for part in parts(name)[:-1]],
         "scores": {
             question.name: {"command": "eval.py " + " ".join(question.command), "lines": read_table(run, question)}
             for question in QUESTIONS
             if name in question.models and (run / question.name / question.table).exists()
         },
+    }
+
+
+def beginning(part: str) -> dict[str, Any]:
+    """How the weights were made that a run begins with, and which they are."""
+    return {
+        "seed": yaml.safe_load(config_of(part).read_text())["seed_everything"],
+        "weights_sha256": hashlib.sha256((RUNS / part / "model.safetensors").read_bytes()).hexdigest(),
+        "trained": json.loads((RUNS / part / "machine.json").read_text()),
     }
 
 
@@ -313,7 +322,13 @@ def about() -> str:
             f"{seen['step']:,.0f}",
             f"{seen['tokens'] / 1e6:.1f}M",
         ]
-        cells += [str(made["seed"]), made["trained"]["commit"][:7], f"{size:.1f} MB", made["data"]["train"][:12]]
+        commit, *dirty = made["trained"]["commit"].split("-")
+        cells += [
+            str(made["seed"]),
+            commit[:7] + "+changes" * bool(dirty),
+            f"{size:.1f} MB",
+            made["data"]["train"][:12],
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

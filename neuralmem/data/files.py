@@ -207,7 +207,7 @@ def _plain_text(content: str, place: Callable[[], str]) -> str:
 def _json_text(line: str, place: Callable[[], str], field: str) -> str:
     try:
         row, stop = _FIRST(line)  # a quarter less than json.loads, which looks for white space around it
-        usual = line[stop:] in ("\n", "")
+        usual = not line[stop:].strip(" \t\n\r")
     except (ValueError, RecursionError):
         usual = False
     if not usual:

@@ -109,6 +109,8 @@ class Reader:
             self.progress(sum(first for _, first, _ in contexts))
             read = self._read_haystacks(contexts, mode)
             reading = time.perf_counter() - start
+            if self.bookmark is not None and mode == "on":
+                reading = self.bookmark.seconds
             for name in wanted:
                 start = time.perf_counter()
                 partners: list[int | None] = [None] * len(samples)
@@ -128,7 +130,7 @@ class Reader:
         if bookmark is not None:
             done, kept = bookmark.begin([f"{rope.sha256()} {start} {stop}" for rope, start, stop in spans], self.model)
             self.progress(sum(min(done, stop - start) for _, start, stop in spans))
-            state = kept or state
+            state = state if kept is None else kept
         return self._read(spans, state, mode, done, bookmark)[1]
 
     def _shuffle(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import lightning.pytorch as L
+import torch
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -59,11 +60,11 @@ def train(arguments: list[str]) -> None:
     with ExitStack() as held:
         cli = build(arguments, held)
         cli.accumulate()
-        cli.begin()
         if cli.config.ckpt_path == LAST and cli.trainer.is_global_zero:
             where = f"going on from {cli.checkpoint}"
             none = f"no checkpoint in {cli.run}: starting from the beginning"
             print(where if cli.checkpoint else none, file=sys.stderr)
+        cli.begin()
         fit(cli)
 
 
@@ -243,6 +244,11 @@ class CommandLine(LightningCLI):
             if self.config.ckpt_path not in (None, LAST):
                 raise UserError(f"resume is 'auto' and ckpt_path is {self.config.ckpt_path!r}; give one of them")
             self.config.ckpt_path = LAST
+        if self.config.init_from is not None and self.config.ckpt_path not in (None, LAST):
+            raise UserError(
+                f"init_from is {self.config.init_from!r} and ckpt_path is {self.config.ckpt_path!r}; give one of them "
+                "(--ckpt_path null takes back a config's)"
+            )
         if first_rank():
             self.held.enter_context(run_lock(self.run))
             remove_leftovers(self.run)
@@ -308,6 +314,10 @@ class CommandLine(LightningCLI):
             raise UserError(f"init_from is {wanted!r}: {error}") from None
         except RuntimeError as error:
             raise UserError(f"init_from is {wanted!r}, another model: {explain_mismatch(str(error))}") from None
+        if self.model.model.config.tie_embeddings and not torch.equal(given.head.weight, given.embedding.weight):
+            raise UserError(
+                f"init_from is {wanted!r}, whose head is not its embedding; set model.tie_embeddings to false"
+            )
         tokenizer = getattr(self.datamodule, "tokenizer", None)
         if None not in (reads, tokenizer) and reads != tokenizer:
             raise UserError(

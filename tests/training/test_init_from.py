@@ -1,6 +1,8 @@
 """A run that begins with the weights of a saved model."""
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,12 +36,23 @@ def test_a_run_begins_with_the_weights_of_another(train: Train, capsys: pytest.C
 
 def test_a_run_that_goes_on_keeps_its_own_weights(train: Train, capsys: pytest.CaptureFixture) -> None:
     train("lmm", "first", "--trainer.max_steps", "3")
-    own = train("lmm", "own", "--trainer.max_steps", "2")
-    before = weights(own)
+    whole = train("lmm", "whole", "--trainer.max_steps", "4", "--init_from", "first", "--checkpoint.every", "2")
+    half = train("lmm", "half", "--trainer.max_steps", "4", "--init_from", "first", "--checkpoint.every", "2")
+    shutil.rmtree(half / "checkpoints" / "step=4")  # as if it had been killed behind step 2
     capsys.readouterr()
-    train("lmm", "own", "--trainer.max_steps", "2", "--init_from", "first", "--resume", "auto")
-    assert all(torch.equal(x, before[name]) for name, x in weights(own).items())
+    train("lmm", "half", "--trainer.max_steps", "4", "--init_from", "first", "--resume", "auto")
     assert "starting with" not in capsys.readouterr().err
+    kept = weights(half)
+    assert all(torch.equal(x, kept[name]) for name, x in weights(whole).items())
+
+
+def test_either_weights_or_a_checkpoint(train: Train, capsys: pytest.CaptureFixture) -> None:
+    first = train("lmm", "first", "--trainer.max_steps", "1")
+    config = Path(__file__).parents[2] / "configs" / "tiny" / "lmm.yaml"
+    both = ("--init_from", "first", "--ckpt_path", str(first / "checkpoints" / "step=1"))
+    capsys.readouterr()
+    assert main(["--config", str(config), "--run", "second", *both]) == 2
+    assert "init_from is 'first' and ckpt_path is" in capsys.readouterr().err
 
 
 def test_what_the_weights_do_not_hold_comes_from_the_config(train: Train) -> None:
@@ -54,17 +67,22 @@ def test_what_the_weights_do_not_hold_comes_from_the_config(train: Train) -> Non
         (["--init_from", "neuralmem/mag-tini"], "does not exist; did you mean 'neuralmem/mag-tiny'?"),
         (["--init_from", "first", "--model.width", "16"], "another model: its tensor embedding.weight has shape"),
         (
+            ["--init_from", "untied", "--model.tie_embeddings", "true"],
+            "whose head is not its embedding; set model.tie_embeddings to false",
+        ),
+        (
             ["--init_from", "other"],
             "whose tokenizer is not that of the data; set data.tokenizer to 'other/tokenizer.json'",
         ),
     ],
-    ids=["none there", "other shapes", "other tokens"],
+    ids=["none there", "other shapes", "untied", "other tokens"],
 )
 def test_what_does_not_fit_is_one_line(
     train: Train, options: list[str], wrong: str, capsys: pytest.CaptureFixture
 ) -> None:
     first = train("lmm", "first", "--trainer.max_steps", "1")
-    model, _ = nm.load(first)
+    model, tokenizer = nm.load(first)
+    nm.save("untied", nm.CausalLM(replace(model.config, tie_embeddings=False)), tokenizer)
     nm.save("other", model, train_bpe(["low lower lowest"] * 9, vocab_size=model.config.vocab_size))
     capsys.readouterr()
     config = Path(__file__).parents[2] / "configs" / "tiny" / "lmm.yaml"

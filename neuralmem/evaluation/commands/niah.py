@@ -121,6 +121,7 @@ def run(options: argparse.Namespace) -> None:
             reader, label = open_baseline(options.baseline, reader, choose(options, model.reach))
             subject, title = replace(subject, baseline=label), f"{title} with {label}"
         rows = run_needles(settings, reader, subject, out, training, begin)
+        bookmark.clear()
     print_table(summarise(rows), title)
     if measured is not None:
         print(f"Measured: {measured:,} tokens back a changed token last alters a logit while nothing is written.")
