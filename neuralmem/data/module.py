@@ -267,6 +267,7 @@ class NeedleData(_Synthetic, DataModule):
         placing: "scattered" through the row, or facts in "front" and questions behind
         text_weight: loss weight of the text relative to that of the answers
         text_share: part of the text tokens, chosen at random, that are targets; fewer make a step cheaper
+        decoys: lines of a word and a number that are never asked for, per thousand tokens on average
         batch_tokens: tokens per batch and device
         num_workers: loader processes
         seed: of all that is drawn
@@ -283,6 +284,7 @@ class NeedleData(_Synthetic, DataModule):
         placing: Literal["scattered", "front"] = "scattered",
         text_weight: float = 0.05,
         text_share: float = 1.0,
+        decoys: float = 0.0,
         batch_tokens: int = 4096,
         num_workers: int = 0,
         seed: int = 0,
@@ -296,6 +298,7 @@ class NeedleData(_Synthetic, DataModule):
             "placing": placing,
             "text_weight": text_weight,
             "text_share": text_share,
+            "decoys": decoys,
         }
         self.source = source
         self._tokenizer_spec = tokenizer

@@ -27,6 +27,14 @@ from neuralmem.errors import UserError
 from neuralmem.tokenizer import Tokenizer
 
 HAYSTACK_CHARACTERS = 4_000_000
+DECOYS = (
+    "{word}: {number}\n",
+    "{word} is {number}.\n",
+    "{word} is: {number}.\n",
+    "{word} = {number}\n",
+    "{word} {number}\n",
+    "{word} ({number})\n",
+)
 
 
 @dataclass(frozen=True)
@@ -155,6 +163,8 @@ class Needles(Curriculum):
         placing: "scattered" or "front"
         text_weight: loss weight of the text relative to the answers; the values of facts have none
         text_share: part of the text tokens, chosen at random, that are targets; fewer make a step cheaper
+        decoys: lines with a word and a number that are no facts and never asked for, per thousand tokens of a row on
+            average, so that not every number is worth remembering
         new_keys: validation asks for held-out keys instead of held-out pairs of known keys
         options: see `Curriculum`
 
@@ -187,6 +197,7 @@ class Needles(Curriculum):
         placing: Literal["scattered", "front"] = "scattered",
         text_weight: float = 0.05,
         text_share: float = 1.0,
+        decoys: float = 0.0,
         new_keys: bool = False,
         **options: Any,
     ) -> None:
@@ -196,7 +207,9 @@ class Needles(Curriculum):
         self.tokenizer, self.forms = tokenizer, (form or NeedleFormat(), *other_forms)
         if not 0 <= text_share <= 1:
             raise UserError(f"text_share is {text_share}; it must be between 0 and 1")
-        self.placing, self.text_weight, self.text_share = placing, text_weight, text_share
+        if not 0 <= decoys <= 100:
+            raise UserError(f"decoys is {decoys}; it must be between 0 and 100")
+        self.placing, self.text_weight, self.text_share, self.decoys = placing, text_weight, text_share, decoys
         self._source = haystack.fingerprint()
         texts = list(limited(texts_of(haystack), HAYSTACK_CHARACTERS))
         words = list(keys) if keys is not None else find_keys(texts, tokenizer, self.forms[0])
@@ -267,14 +280,44 @@ class Needles(Curriculum):
         asked = rng.permutation(max(layout.facts, layout.questions))[: layout.questions] % layout.facts
         for n, i in enumerate(asked.tolist()):
             needles.append((self._part(form, "question", keys[i]), self._part(form, "answer", values[i]), n))
-        text = self._passage(rng, layout.length - sum(len(q) + len(a) for q, a, _ in needles))
+        text, about = self._text_between(rng, layout.length - sum(len(q) + len(a) for q, a, _ in needles))
         pieces, groups, last, tail = [], [], 0, self._tail(form)
         for place, (question, answer, group) in zip(self._places(rng, text, layout), needles, strict=True):
             pieces += [text[last:place], question, answer]
             digits = len(answer) - tail
-            groups += [np.full(place - last + len(question), -1), np.full(digits, group), np.full(tail, -1)]
+            groups += [about[last:place], np.full(len(question), -1), np.full(digits, group), np.full(tail, -1)]
             last = place
         return np.concatenate(pieces), np.concatenate(groups)
+
+    def _text_between(self, rng: np.random.Generator, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """-> tokens Int[length] of the haystack with decoys at line starts (half of it at most), groups Int[length]."""
+        if not self.decoys:
+            return self._passage(rng, length), np.full(length, -1)
+        decoys = self._draw_decoys(rng, length)
+        text = self._passage(rng, length - sum(map(len, decoys)))
+        places = np.sort(rng.choice(np.append(np.flatnonzero(self._breaks[text[:-1]]) + 1, 0), len(decoys)))
+        pieces, groups, last = [], [], 0
+        for place, decoy in zip(places, decoys, strict=True):
+            pieces += [text[last:place], decoy]
+            groups += [np.full(place - last, -1), np.full(len(decoy), -2)]
+            last = place
+        pieces.append(text[last:])
+        groups.append(np.full(len(text) - last, -1))
+        return np.concatenate(pieces), np.concatenate(groups)
+
+    def _draw_decoys(self, rng: np.random.Generator, length: int) -> list[np.ndarray]:
+        """-> lines of a word and a number of one to eight digits, at most half of `length` tokens in all."""
+        decoys, room = [], length // 2
+        for _ in range(rng.poisson(self.decoys * length / 1000)):
+            number = int(rng.integers(10 ** int(rng.integers(1, 9))))
+            line = DECOYS[int(rng.integers(len(DECOYS)))].format(
+                word=self.keys[int(rng.integers(len(self.keys)))], number=number
+            )
+            decoy = np.array(self.tokenizer.encode(line))
+            if (room := room - len(decoy)) < 0:
+                break
+            decoys.append(decoy)
+        return decoys
 
     def _passage(self, rng: np.random.Generator, length: int) -> np.ndarray:
         """-> `length` tokens of the haystack from a random line start on."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from neuralmem.data.batch import NO_LOSS, Batch, exact_answers
-from neuralmem.data.needles import NeedleFormat, Needles, find_keys
+from neuralmem.data.needles import DECOYS, NeedleFormat, Needles, find_keys
 from neuralmem.data.sources import open_source
 from neuralmem.data.synthetic import Curriculum, Longer, Recall, Stage
 from neuralmem.errors import UserError
@@ -199,6 +199,34 @@ def test_the_latest_value_counts() -> None:
         Recall([Stage(length=64, facts=4, updates=1)])
 
 
+def test_decoys_are_lines_of_the_text_that_nothing_asks_for() -> None:
+    tokenizer = ByteTokenizer()
+    haystack, stages = open_source("builtin", side="validation"), [Stage(length=1024, facts=4, questions=4)]
+    like = [re.escape(line).replace(r"\{word\}", r"\w{3,12}").replace(r"\{number\}", r"\d{1,8}") for line in DECOYS]
+    decoy = re.compile(f"^(?:{'|'.join(like)})".replace("\\\n", "\n"), re.MULTILINE)
+
+    def drawn(decoys: float) -> Batch:
+        form = NeedleFormat(key_tokens=0)
+        options = {"batch_tokens": 65536, "text_weight": 0.2, "decoys": decoys}
+        return next(iter(Needles(stages, tokenizer=tokenizer, haystack=haystack, form=form, **options)))  # type: ignore[arg-type]
+
+    batch, counts = drawn(5.0), []
+    for tokens, targets in zip(batch.tokens, batch.targets, strict=True):
+        text = tokenizer.decode(tokens)
+        told = dict(facts(text)[:4])
+        assert len(told) == 4
+        assert facts(text)[4:] == [(key, told[key]) for key, _ in facts(text)[4:]]
+        found = [match.span() for match in decoy.finditer(text) if text[match.start() - 1] == "\n"]
+        if len(text.encode()) == len(text):
+            counts.append(len(found))
+            assert all((targets[start - 1 : stop - 1] == NO_LOSS).all() for start, stop in found if start)
+    assert 3.5 < np.mean(counts) < 6.5
+    plain = [len(decoy.findall(tokenizer.decode(row))) for row in drawn(0.0).tokens]
+    assert np.mean(plain) < 0.5
+    full = drawn(100.0)  # more than there is room for: half of the text at most
+    assert all(len(facts(tokenizer.decode(row))) == 8 for row in full.tokens)
+
+
 def recall(**options: object) -> Recall:
     stages = [Stage(keys=8, length=40, facts=4, questions=4, gap=16), Stage(length=128, facts=8, questions=12, gap=64)]
     return Recall(**({"stages": stages, "batch_tokens": 2048, "seed": 1} | options))  # type: ignore[arg-type]
@@ -293,6 +321,7 @@ def test_bad_input(tokenizer: Tokenizer, keys: list[str]) -> None:
             lambda: needles(tokenizer, keys, form=NeedleFormat(fact="{key}")),
             "it must hold {key} and, behind it, {value}",
         ),
+        (lambda: needles(tokenizer, keys, decoys=-1.0), "decoys is -1.0; it must be between 0 and 100"),
         (lambda: needles(tokenizer, keys, placing="behind"), "placing is 'behind'"),
         (
             lambda: find_keys(["few words"], tokenizer, NeedleFormat()),
