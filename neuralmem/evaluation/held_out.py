@@ -69,29 +69,27 @@ def open_text(name: str, training: TrainingData) -> Text:
     return Text(f"{Path(label).name} validation", open_source(spec, side="validation", share=share).read)
 
 
-def with_lines_shuffled(text: Text, seed: int) -> Text:
-    r"""The same documents, the lines of each in random order.
+def shuffled_lines(text: str, seed: int) -> str:
+    r"""The lines of a text in random order.
 
-    Where a line stands then says nothing of what it is, so a document gets no easier as it goes on by itself: for a
-    model that sees a few lines the loss is level, and what falls is what memory makes of the lines before.
+    Where a line stands then says nothing of what it is, so a text gets no easier as it goes on by itself: for a model
+    that sees a few lines the loss is level, and what falls is what memory makes of the lines before.
 
     Example:
-        >>> text = Text("poems", lambda: iter([Document("a", "1\n2\n3\n4")]))
-        >>> shuffled = with_lines_shuffled(text, seed=0)
-        >>> shuffled.id, next(shuffled.documents()).text
-        ('poems, lines shuffled', '3\n4\n2\n1')
+        >>> shuffled_lines("1\n2\n3\n4", seed=0)
+        '1\n2\n4\n3'
     """
-
-    def shuffled(document: Document) -> Document:
-        lines = document.text.split("\n")
-        Random(f"{seed}/{document.id}").shuffle(lines)
-        return document._replace(text="\n".join(lines))
-
-    return Text(f"{text.id}, lines shuffled", lambda: map(shuffled, text.documents()))
+    lines = text.split("\n")
+    Random(f"{seed}/{text}").shuffle(lines)
+    return "\n".join(lines)
 
 
 def rows_of(
-    documents: Iterable[Document], encode: Callable[[str], list[int]], length: int, rows: int
+    documents: Iterable[Document],
+    encode: Callable[[str], list[int]],
+    length: int,
+    rows: int,
+    shuffled: int | None = None,
 ) -> Iterator[HeldOutRow]:
     """Up to `rows` rows of length + 1 tokens: beginnings of documents first, then later parts, then joined ones.
 
@@ -100,6 +98,8 @@ def rows_of(
         encode: text to token ids
         length: predicted tokens per row
         rows: as many as wanted; fewer come where the text ends
+        shuffled: seed of a random order of lines, within every document, and within every row of joined ones, as
+            `shuffled_lines`; None: as they stand
 
     Example:
         >>> texts = [Document("a", "abcdefg"), Document("b", "xy"), Document("c", "z")]
@@ -108,21 +108,37 @@ def rows_of(
     """
     beginnings: list[list[int]] = []
     parts: list[list[int]] = []
-    rest: list[int] = []
+    rest: list[str] = []
     for text in limited((document.text for document in documents), CHARACTERS * rows * length):
-        ids = encode(text)
+        ids = encode(text if shuffled is None else shuffled_lines(text, shuffled))
         if len(ids) <= length:
-            rest += ids
+            rest.append(text)
             continue
         first, *others = _cut(ids, length + 1)
         beginnings.append(first)
         parts += others[: rows - len(parts)]
         if len(beginnings) == rows:
             break
-    kinds: list[tuple[Kind, list[list[int]]]] = [("beginning", beginnings), ("part", parts)]
-    kinds.append(("joined", _cut(rest, length + 1)))
+    joined = _cut([i for text in rest for i in encode(text)], length + 1)
+    if shuffled is not None:
+        joined = list(_joined_and_shuffled(rest, encode, length + 1, shuffled))
+    kinds: list[tuple[Kind, list[list[int]]]] = [("beginning", beginnings), ("part", parts), ("joined", joined)]
     found = (HeldOutRow(torch.tensor(row), kind) for kind, some in kinds for row in some)
     yield from islice(found, rows)
+
+
+def _joined_and_shuffled(
+    texts: Iterable[str], encode: Callable[[str], list[int]], size: int, seed: int
+) -> Iterator[list[int]]:
+    """As many texts as fill a row, the lines of all of them in random order; else where a text stands would count."""
+    group: list[str] = []
+    tokens = 0
+    for text in texts:
+        group.append(text)
+        tokens += len(encode(text))
+        if tokens >= size and len(ids := encode(shuffled_lines("\n".join(group), seed))) >= size:
+            yield ids[:size]
+            group, tokens = [], 0
 
 
 def _cut(ids: list[int], size: int) -> list[list[int]]:

@@ -11,7 +11,7 @@ from neuralmem.data.needles import find_keys
 from neuralmem.data.sources import open_source
 from neuralmem.evaluation import recall
 from neuralmem.evaluation.haystack import open_haystack
-from neuralmem.evaluation.held_out import Text, with_lines_shuffled
+from neuralmem.evaluation.held_out import rows_of, shuffled_lines
 from neuralmem.evaluation.recall import TrainingData, training_keys
 from neuralmem.tokenizer import ByteTokenizer
 
@@ -30,17 +30,31 @@ def test_haystacks_share_no_document_with_training(name: Flavour, share: float |
 
 
 def test_shuffled_lines_are_the_same_lines_wherever_they_stood() -> None:
-    """Easy lines, then hard ones: shuffled, the beginning is as hard as the rest; each document has its own order."""
+    """Easy lines, then hard ones: shuffled, the beginning is as hard as the rest."""
     lines = ["easy"] * 200 + [f"hard {i}" for i in range(200)]
-    twins = [Document(name, "\n".join(lines)) for name in ("a", "b")]
-    text = Text("twins", lambda: iter(twins))
-    first, second = with_lines_shuffled(text, 0).documents()
-    for document in (first, second):
-        assert sorted(document.text.split("\n")) == sorted(lines)
-        assert 70 < document.text.split("\n")[:200].count("easy") < 130
-    assert first.text != second.text
-    assert [*with_lines_shuffled(text, 0).documents()] == [first, second]
-    assert next(with_lines_shuffled(text, 1).documents()) != first
+    shuffled = shuffled_lines("\n".join(lines), 0).split("\n")
+    assert sorted(shuffled) == sorted(lines)
+    assert 70 < shuffled[:200].count("easy") < 130
+    assert shuffled_lines("\n".join(lines), 0).split("\n") == shuffled
+    assert shuffled_lines("\n".join(lines), 1).split("\n") != shuffled
+
+
+@pytest.mark.parametrize("easy", [2000, 200])
+def test_shuffled_rows_are_no_easier_in_front(easy: int) -> None:
+    """Whether one document is a row or short ones make one: easy lines stand anywhere in it."""
+    easy_lines, hard_lines = "easy\n" * (easy // 5), "hard\n" * (easy // 5)
+    documents = (
+        [Document("a", easy_lines + hard_lines)]
+        if easy > 400
+        else [Document("a", easy_lines), Document("b", hard_lines)]
+    )
+    (row,) = rows_of(documents, ByteTokenizer().encode, 300, 1, shuffled=0)
+    assert row.kind == ("beginning" if easy > 400 else "joined")
+    text = bytes(row.tokens.tolist()).decode()
+    assert 0 < text[:150].count("easy") < 29
+    assert 0 < text[150:].count("easy") < 29
+    (plain,) = rows_of(documents, ByteTokenizer().encode, 300, 1)
+    assert bytes(plain.tokens.tolist()).decode()[:150].count("easy") == 30
 
 
 def test_recall_takes_its_keys_from_training_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

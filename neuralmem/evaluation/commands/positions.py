@@ -17,7 +17,7 @@ from pathlib import Path
 from neuralmem.errors import UserError
 from neuralmem.evaluation.commands.perplexity import wanted
 from neuralmem.evaluation.curves import Curve, Curves, write_curves
-from neuralmem.evaluation.held_out import NAMES, HeldOutRow, open_text, rows_of, with_lines_shuffled
+from neuralmem.evaluation.held_out import NAMES, HeldOutRow, open_text, rows_of
 from neuralmem.evaluation.journal import Journal
 from neuralmem.evaluation.lengths import parse_lengths
 from neuralmem.evaluation.losses import READINGS, LossReader
@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--shuffle-lines",
         action="store_true",
-        help="lines of every document in random order: without a memory the loss is then level",
+        help="lines of every text in random order: without a memory the loss is then level",
     )
 
 
@@ -68,12 +68,13 @@ def run(options: argparse.Namespace) -> None:
     given = options.lengths or (LENGTHS_UNKNOWN if training.length is None else LENGTHS)
     lengths = parse_lengths(given, training.length)
     text = open_text(options.haystack, training)
+    seed = options.seed if options.shuffle_lines else None
     if options.shuffle_lines:
-        text = with_lines_shuffled(text, options.seed)
+        text = text._replace(id=f"{text.id}, lines shuffled")
     opened = open_checkpoint(options, "positions", training)
     texts = {}
     for length in lengths:
-        texts[length] = list(rows_of(text.documents(), opened.tokenizer.encode, length, options.samples))
+        texts[length] = list(rows_of(text.documents(), opened.tokenizer.encode, length, options.samples, seed))
         if not texts[length]:
             raise UserError(f"--lengths holds {length}; {text.id} holds less text, give --haystack file:PATH")
     with progress_bar() as (plan, advance):
