@@ -1,6 +1,7 @@
 """The trained models that come with the package: train them, ask them, put them into the package, write it down.
 
-A model is a config of configs/checkpoints/, or two: NAME.yaml may begin with the weights that NAME_first.yaml makes.
+A model is a config of configs/checkpoints/, or several: NAME.yaml may begin with the weights that NAME_second.yaml
+makes, and that with those of NAME_first.yaml.
 Its run and its answers lie in runs/checkpoints/NAME, and what is there is not made again: training goes on where it
 stopped, and so does every question. What is shipped, in neuralmem/pretrained/NAME, is the run's model with its config
 and `made.json`: commands, commit, seed, data, and every score. The tables in the README, docs/checkpoints.md and
@@ -113,9 +114,9 @@ def config_of(name: str) -> Path:
 
 
 def parts(name: str) -> list[str]:
-    """The runs that make a model, one after another; a first one has a config of its own and gives its weights on."""
-    first = f"{name}-first"
-    return [first, name] if config_of(first).exists() else [name]
+    """The runs that make a model, one after another; each has a config of its own and gives its weights to the next."""
+    before = [f"{name}-{number}" for number in ("first", "second")]
+    return [*(part for part in before if config_of(part).exists()), name]
 
 
 def train(name: str) -> None:

@@ -33,9 +33,11 @@ def test_each_is_whole_and_says_how_it_was_made(name: str) -> None:
     made = json.loads((folder / "made.json").read_text())
     assert made["name"] == name
     configs = [ROOT / file for file in re.findall(r"--config (\S+)", made["command"])]
-    for config in configs:  # the last makes the model, the one before it, if there is one, what it begins with
-        kept = folder / f"config{'-first' if config is not configs[-1] else ''}.yaml"
-        assert config.read_text() == kept.read_text()
+    model_stem = name.removeprefix("neuralmem/").replace("-", "_")
+    assert configs[-1].stem == model_stem  # it makes the model, those before it what it begins with
+    for config in configs:
+        kept = f"config{config.stem.removeprefix(model_stem).replace('_', '-')}.yaml"
+        assert config.read_text() == (folder / kept).read_text()
     settings = yaml.safe_load(configs[-1].read_text())
     assert made["seed"] == settings["seed_everything"]
     assert read_training_data(name).length == settings["data"]["init_args"]["stages"][-1]["length"]
