@@ -27,7 +27,7 @@ from neuralmem.training.compute import Compute
 from neuralmem.training.documents import Documents
 from neuralmem.training.explain import explain, explain_mismatch, explain_missing
 from neuralmem.training.faults import Faults
-from neuralmem.training.folder_io import FolderIO
+from neuralmem.training.folder_io import FolderIO, changes
 from neuralmem.training.logs import RunLogs
 from neuralmem.training.mastery import Mastery
 from neuralmem.training.meter import Meter
@@ -64,6 +64,7 @@ def train(arguments: list[str]) -> None:
             where = f"going on from {cli.checkpoint}"
             none = f"no checkpoint in {cli.run}: starting from the beginning"
             print(where if cli.checkpoint else none, file=sys.stderr)
+        cli.say_changes()
         cli.begin()
         fit(cli)
 
@@ -297,6 +298,14 @@ class CommandLine(LightningCLI):
             trainer.accumulate_grad_batches = wanted // batch
         if isinstance(trainer.val_check_interval, int):  # Lightning counts batches, people count steps
             trainer.val_check_interval *= trainer.accumulate_grad_batches
+
+    def say_changes(self) -> None:
+        """Print what differs from the run that wrote the checkpoint: exact is only what goes on unchanged."""
+        if self.checkpoint is None or not self.trainer.is_global_zero:
+            return
+        config = self.parser.dump(self.config, skip_none=False, format="yaml")
+        if differs := changes(self.checkpoint, config):
+            print(f"changed since this checkpoint: {', '.join(differs)}", file=sys.stderr)
 
     def begin(self) -> None:
         """Give a new run the weights of `init_from`; one that goes on from a checkpoint has its own.

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -33,6 +34,7 @@ from neuralmem.training.plain import pack, unpack
 FORMAT = "neuralmem-training-1"
 FILES = (*MODEL_FILES, "training.json", "training.safetensors")
 ROOM = 1.2  # times what is written must be free
+ABOUT_THE_START = ("config", "run", "ckpt_path", "resume", "init_from")  # options that say where a run begins
 PREFIX = "model."  # what LanguageModel calls the model
 
 
@@ -115,6 +117,30 @@ def verify_checkpoint(folder: Path) -> None:
         UserError: naming the first file that is missing or damaged.
     """
     durable.verify(folder, MODEL_FORMAT, FILES)
+
+
+def changes(folder: Path, config: str) -> list[str]:
+    """What a run that goes on from a whole checkpoint has otherwise than the one that wrote it: settings and versions.
+
+    Args:
+        folder: the checkpoint
+        config: this run's resolved configuration as YAML
+
+    Returns:
+        Lines such as "optimizer.lr 0.001 -> 0.0001".
+    """
+    made_by = json.loads((folder / "training.json").read_bytes()).get("code", {})
+    before = _flat(yaml.safe_load((folder / "config.yaml").read_text())) | _flat({"code": made_by})
+    now = _flat(yaml.safe_load(config)) | _flat({"code": code_version()})
+    named = [name for name in dict.fromkeys([*before, *now]) if name.partition(".")[0] not in ABOUT_THE_START]
+    return [f"{name} {before.get(name)} -> {now.get(name)}" for name in named if before.get(name) != now.get(name)]
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    if not isinstance(value, dict):
+        return {name: value}
+    return {k: x for key, inner in value.items() for k, x in _flat(inner, f"{name}.{key}" if name else key).items()}
 
 
 def _read(files: Mapping[str, Path]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from neuralmem.models.ttt_e2e import EndToEnd
 from neuralmem.state import State
 from neuralmem.training.faults import restart_broken
 from neuralmem.training.loss import token_loss, write_price
-from neuralmem.training.optim import OptimizerConfig, learning_rate, make_optimizer
+from neuralmem.training.optim import LearningRate, OptimizerConfig, learning_rate, make_optimizer
 from neuralmem.training.ranks import gather, own, same_readers
 from neuralmem.training.sharding import gathered, shard
 
@@ -108,7 +108,7 @@ class LanguageModel(L.LightningModule):
                 f"{', '.join(SPREAD)}: the others work on whole matrices"
             )
         optimizer = make_optimizer(self.model, self.optimizer_config, fused=fused)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate(self.optimizer_config, self.progress))
+        schedule = LearningRate(optimizer, learning_rate(self.optimizer_config, self.progress))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def progress(self, step: int) -> float:

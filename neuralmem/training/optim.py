@@ -10,6 +10,7 @@ that a run with a time budget decays to the end of it on a machine of any speed.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -114,24 +115,33 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
     matrices = linear - {weight for name, weight in maps if name == "head"}
     decayed = linear | {id(p) for m in model.modules() if isinstance(m, Levels) for p in m.resting}
     gates = {id(p) for path, p in model.named_parameters() if any(x.startswith("gate_map") for x in path.split("."))}
-    groups: dict[tuple[str, float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
     for p in model.parameters():
         if p.requires_grad:
-            lr = config.lr * (config.gate_lr if id(p) in gates else 1.0)
-            decay = config.weight_decay if id(p) in decayed else 0.0
-            groups.setdefault((config.name if id(p) in matrices else "adamw", lr, decay), []).append(p)
+            algorithm = config.name if id(p) in matrices else "adamw"
+            groups.setdefault((algorithm, id(p) in gates, id(p) in decayed), []).append(p)
     return [
-        {"params": found, "lr": lr, "weight_decay": decay, "algorithm": algorithm}
-        for (algorithm, lr, decay), found in groups.items()
+        {
+            "params": found,
+            "lr": config.lr * (config.gate_lr if gate else 1.0),
+            "weight_decay": config.weight_decay if decays else 0.0,
+            "algorithm": algorithm,
+        }
+        for (algorithm, gate, decays), found in groups.items()
     ]
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool = True) -> torch.optim.Optimizer:
-    """The optimizer of `config` over `parameter_groups`; fused is one kernel for all parameters of AdamW."""
+    """The optimizer of `config` over `parameter_groups`; fused is one kernel for all parameters of AdamW.
+
+    It takes the state of an earlier one, momentum and the place in the schedule, but keeps the settings of `config`:
+    torch would take those of the earlier one, so that a lower `lr` given to a resumed run had no effect.
+    """
     groups = parameter_groups(model, config)
     parts = [_part(name, groups, config, fused) for name in dict.fromkeys(group["algorithm"] for group in groups)]
     optimizer = parts[0] if len(parts) == 1 else Together(parts)
     optimizer.register_load_state_dict_pre_hook(_refuse_another)
+    optimizer.register_load_state_dict_post_hook(partial(_set_again, _settings(optimizer)))
     # The fused kernel does not count its writes, and a state tells by that count whether its model was trained since.
     changed = [p for group in groups for p in group["params"]]
     optimizer.register_step_post_hook(lambda *_: torch.autograd.graph.increment_version(changed))
@@ -157,12 +167,40 @@ def _part(name: str, groups: list[dict], config: OptimizerConfig, fused: bool) -
 
 def _refuse_another(optimizer: torch.optim.Optimizer, saved: dict) -> None:
     """Refuse the state of another optimizer, which torch takes wherever the groups happen to be of the same sizes."""
-    mine, theirs = (
-        next((g["algorithm"] for g in groups if g.get("algorithm", "adamw") != "adamw"), "adamw")
-        for groups in (optimizer.param_groups, saved["param_groups"])
-    )
-    if mine != theirs:
-        raise UserError(f"optimizer.name is {mine!r}, but the checkpoint is of {theirs!r}; it must be the same")
+
+    def algorithm(groups: list[dict]) -> str:
+        return next((g["algorithm"] for g in groups if g.get("algorithm", "adamw") != "adamw"), "adamw")
+
+    def width(groups: list[dict]) -> int | None:
+        return next((g["width"] for g in groups if "width" in g), None)
+
+    for name, of in (("name", algorithm), ("momentum_width", width)):
+        mine, theirs = of(optimizer.param_groups), of(saved["param_groups"])
+        if mine != theirs:
+            raise UserError(f"optimizer.{name} is {mine!r}, but the checkpoint is of {theirs!r}; it must be the same")
+
+
+def _settings(optimizer: torch.optim.Optimizer) -> list[dict]:
+    """What was set for each group, its parameters left out."""
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def _set_again(mine: list[dict], optimizer: torch.optim.Optimizer) -> None:
+    """Put a loaded state under the settings `mine`; learning rates keep their share of the peak."""
+    for group, settings in zip(optimizer.param_groups, mine, strict=True):
+        lr, peak = group["lr"], group.get("initial_lr", group["lr"])
+        if peak != settings["lr"]:
+            lr = lr / peak * settings["lr"]
+        group |= settings | {"lr": lr, "initial_lr": settings["lr"]}
+
+
+class LearningRate(torch.optim.lr_scheduler.LambdaLR):
+    """torch's LambdaLR, of which a run that goes on takes the place over, and not the peaks of the run before."""
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take over the place in the schedule."""
+        super().load_state_dict(state_dict | {"base_lrs": self.base_lrs})
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
 
 def learning_rate(config: OptimizerConfig, progress: Callable[[int], float]) -> Callable[[int], float]:

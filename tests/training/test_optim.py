@@ -16,7 +16,14 @@ from neuralmem.models.causal_lm import CausalLM
 from neuralmem.training.cli import main
 from neuralmem.training.logs import read_metrics
 from neuralmem.training.module import LanguageModel
-from neuralmem.training.optim import Name, OptimizerConfig, learning_rate, make_optimizer, parameter_groups
+from neuralmem.training.optim import (
+    LearningRate,
+    Name,
+    OptimizerConfig,
+    learning_rate,
+    make_optimizer,
+    parameter_groups,
+)
 
 NAMES = get_args(Name)
 OTHERS = [name for name in NAMES if name != "adamw"]
@@ -47,7 +54,10 @@ def test_only_matrices_of_feature_maps_decay(tied: bool, rule: str) -> None:
     model = CausalLM(config)
     names = {id(p): name for name, p in model.named_parameters()}
     groups = parameter_groups(model, OptimizerConfig(weight_decay=0.1))
-    decayed, others = ({names[id(p)] for p in g["params"]} for g in sorted(groups, key=lambda g: -g["weight_decay"]))
+    decayed, others = (
+        {names[id(p)] for g in groups if bool(g["weight_decay"]) == decays for p in g["params"]}
+        for decays in (True, False)
+    )
     assert decayed | others == set(names.values())
     assert not decayed & others
     assert all(name.endswith(".weight") for name in decayed)
@@ -89,6 +99,8 @@ CHOSEN = {
     "delta_momentum": {"momentum": 0.7, "delta": 0.3, "eps": 1e-3},
     "deep_momentum": {"momentum": 0.7, "momentum_width": 5, "eps": 1e-3},
 }
+
+KEPT = {"deep_momentum": {"momentum_width": 16}}  # what a state has the shape of
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -197,6 +209,32 @@ def test_going_on_from_a_saved_state_is_exact(name: str, tmp_path: Path) -> None
     resumed.load_state_dict(state)
     assert read(half, resumed, 4) == losses
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), half.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loaded_state_does_not_bring_its_settings(name: str) -> None:
+    """torch takes learning rate, decay and all the rest from the state, so that new settings would do nothing."""
+    before = OptimizerConfig(name=name, lr=1e-2, gate_lr=2.0)
+    optimizer = make_optimizer(tiny(), before)
+    schedule = LearningRate(optimizer, lambda step: 0.5)
+    read(tiny(), optimizer, 1)
+    after = OptimizerConfig(name=name, lr=1e-3, gate_lr=1.0, weight_decay=0.0, **CHOSEN[name] | KEPT.get(name, {}))
+    resumed, expected = make_optimizer(tiny(), after), make_optimizer(tiny(), after)
+    again = LearningRate(resumed, lambda step: 0.5)
+    resumed.load_state_dict(optimizer.state_dict())
+    again.load_state_dict(schedule.state_dict())
+    LearningRate(expected, lambda step: 0.5)
+    for mine, wanted in zip(resumed.param_groups, expected.param_groups, strict=True):
+        assert {k: v for k, v in mine.items() if k != "params"} == {k: v for k, v in wanted.items() if k != "params"}
+    assert again.base_lrs == [1e-3] * len(again.base_lrs)
+    assert again.get_last_lr() == pytest.approx([5e-4] * len(again.base_lrs))
+    assert again.last_epoch == schedule.last_epoch
+
+
+def test_a_momentum_of_another_width_is_refused() -> None:
+    state = make_optimizer(tiny(), OptimizerConfig(name="deep_momentum", momentum_width=4)).state_dict()
+    with pytest.raises(UserError, match=r"optimizer\.momentum_width is 16, but the checkpoint is of 4"):
+        make_optimizer(tiny(), OptimizerConfig(name="deep_momentum")).load_state_dict(state)
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -171,6 +171,24 @@ def test_the_command_line_wins_over_the_checkpoint(train: Train, capsys: pytest.
     assert re.search(r"is of another model: it lacks tensor model\.layers\.2\.[\w.]+\n$", capsys.readouterr().err)
 
 
+def test_a_resumed_run_learns_by_its_own_settings_and_says_what_changed(
+    train: Train, capsys: pytest.CaptureFixture
+) -> None:
+    run = train("transformer", "a", "--trainer.max_steps", "5", "--optimizer.schedule", "constant")
+    options = ("transformer", "a", "--trainer.max_steps", "5", "--optimizer.schedule", "constant", "--resume", "auto")
+    capsys.readouterr()
+    train(*options, "--trainer.max_steps", "7")
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("changed since")]
+    assert said == ["changed since this checkpoint: trainer.max_steps 5 -> 7"]
+    before = read_metrics(run / "metrics.csv")[-1]["lr"]
+    train(*options, "--trainer.max_steps", "9", "--optimizer.lr", "1e-6")
+    assert re.search(
+        r"changed since .*: trainer\.max_steps 7 -> 9, .*optimizer\.lr \S+ -> 1e-06\n", capsys.readouterr().err
+    )
+    assert read_metrics(run / "metrics.csv")[-1]["lr"] == pytest.approx(1e-6, rel=1e-6)
+    assert before > 1e-5
+
+
 def test_only_the_newest_checkpoints_are_kept(train: Train) -> None:
     run = train("transformer", "a", "--checkpoint.every", "2", "--checkpoint.keep", "2")
     assert sorted(file.name for file in (run / "checkpoints").iterdir()) == ["step=10", "step=8"]
