@@ -17,6 +17,7 @@ from itertools import islice
 import numpy as np
 
 from neuralmem.data.document import Document, Numbered, Source, Tokenized, Unreadable, key_hash
+from neuralmem.data.faults import has_surrogates
 from neuralmem.data.shard_files import Piece
 from neuralmem.errors import UserError
 from neuralmem.tokenizer import Tokenizer
@@ -122,7 +123,7 @@ class Encode:
             return [], [("corrupt", document.error)]
         if not document.text:
             return [], [("empty", document.id)]
-        wrong = [("not_utf8", document.id)] if document.replaced or _has_surrogates(document.text) else []
+        wrong = [("not_utf8", document.id)] if document.replaced or has_surrogates(document.text) else []
         if len(document.text) <= self.longest:
             return [document.text], wrong
         starts = range(0, len(document.text), self.longest)
@@ -132,17 +133,6 @@ class Encode:
         """-> Int[N] tokens of every text."""
         for some in _together(texts):
             yield from (ids.numpy() for ids in self.tokenizer.encode_batch(some))
-
-
-def _has_surrogates(text: str) -> bool:
-    """Whether a text has halves of surrogate pairs, which JSON can smuggle in; the tokenizer replaces them."""
-    if text.isascii():
-        return False
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def _together(texts: Sequence[str]) -> Iterator[list[str]]:

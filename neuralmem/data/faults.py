@@ -96,6 +96,17 @@ class Faults:
         return cls(int(values["documents"]), dict(values["counts"]), dict(values["first"]))
 
 
+def has_surrogates(text: str) -> bool:
+    """Whether a text has halves of surrogate pairs, which JSON can smuggle in; the tokenizer replaces them."""
+    if text.isascii():
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def texts_of(source: Source) -> Iterator[str]:
     """-> the texts of a source; documents that cannot be read are left out, with a warning.
 

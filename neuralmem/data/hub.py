@@ -162,7 +162,8 @@ class _Stream(Source):
         except Exception as error:  # as in _load; a stream that broke has no next document
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"source {self.name!r} broke after {number + 1} documents: {reason}; run again to go on from there"
+                f"source {self.name!r} broke after {number + 1} documents: {reason}; run again, in training with "
+                "--resume auto, to go on"
             ) from None
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset
 
 from neuralmem.data.batch import NO_LOSS, Batch
 from neuralmem.data.document import Tokenized, Unreadable
-from neuralmem.data.faults import Faults
+from neuralmem.data.faults import Faults, has_surrogates
 from neuralmem.data.handover import hand_over
 from neuralmem.data.readers import ENDLESS, reader, refuse_changed
 from neuralmem.data.sources import Document, Source
@@ -231,7 +231,7 @@ class PackedText(IterableDataset[Batch]):
             self.faults.warn()
         elif document is not None and len(tokens) <= 1:
             self.faults.note("empty", document.id)
-        elif isinstance(document, Document) and document.replaced:
+        elif isinstance(document, Document) and (document.replaced or has_surrogates(document.text)):
             self.faults.note("not_utf8", document.id)
         return tokens
 

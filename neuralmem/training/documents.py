@@ -1,4 +1,4 @@
-"""What was wrong with the documents of a run, said when it ends: how many were empty, unreadable or not UTF-8.
+"""What was wrong with the documents of a run, said however it ends: how many were empty, unreadable or not UTF-8.
 
 Special: counted by whoever reads, in loader processes too, kept with the place in the data, and so of the whole run,
 however often it was resumed. Counts are of documents read, those read again in a later epoch included.
@@ -17,6 +17,14 @@ class Documents(L.Callback):
     """Add up all readers' counts at the end: a line where something was wrong, numbers in the log."""
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._say(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        # All devices obey a signal together; what else goes wrong may have happened to one of them alone.
+        if trainer.fit_loop._combined_loader and (trainer.world_size == 1 or isinstance(exception, SystemExit)):
+            self._say(trainer, pl_module)
+
+    def _say(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         total, loader = Faults(), trainer.fit_loop._combined_loader
         for counts in gather(trainer, list(counted(loader and loader._state_dicts()))):
             for one in counts:

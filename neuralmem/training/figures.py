@@ -17,6 +17,8 @@ SMOOTH = 0.02  # of the run: what a smoothed line averages over
 LEGEND: dict[str, Any] = {"fontsize": 8.5, "frameon": True, "framealpha": 0.8, "edgecolor": "none"}
 MOST_NAMED = 8  # layers that a legend names; with more a scale says how deep they are
 
+PER_LINE = "restarted_memories"  # since the line before; the others are since the run began
+FAULTS = {"skipped_steps": "steps", "loss_spikes": "steps", PER_LINE: "rows"}  # with their units
 SATURATED = "share below 1% or above 99%"
 HEALTH = {
     "state_norm": ("State norm", "norm of a head's weights"),
@@ -60,10 +62,16 @@ def speed(rows: Rows) -> Any:
     return figure
 
 
+def faults(rows: Rows) -> list[str]:
+    """The columns that count what went wrong, those in which something did."""
+    named = [name for name in _columns(rows) if name in FAULTS or name.endswith("_documents")]
+    return [name for name in named if any(row.get(name, 0) for row in rows)]
+
+
 def gradients(rows: Rows) -> Any:
-    """Gradient norm, learning rate, and skipped steps if any were logged."""
-    skipped = [name for name in _columns(rows) if "skipped" in name]
-    figure, axes = _panels(["norm", "rate", *skipped])
+    """Gradient norm, learning rate, and whatever went wrong: skipped steps, loss spikes, memories begun anew."""
+    wrong = [name for name in faults(rows) if not name.endswith("_documents")]
+    figure, axes = _panels(["norm", "rate", *wrong])
     _smoothed(axes[0], rows, "gradient_norm", BLUE, None)
     _name(axes[0], "Gradient norm", "before clipping, log scale")
     if any(row.get("gradient_norm", 0) > 0 for row in rows):
@@ -71,9 +79,9 @@ def gradients(rows: Rows) -> Any:
     _line(axes[1], rows, "lr", GREEN, None)
     _name(axes[1], "Learning rate", "of the first group")
     _from_zero(axes[1])
-    for place, name in zip(axes[2:], skipped, strict=True):
+    for place, name in zip(axes[2:], wrong, strict=True):
         _line(place, rows, name, ORANGE, None, drawstyle="steps-post")
-        _name(place, name.replace("_", " ").capitalize(), "steps")
+        _name(place, name.replace("_", " ").capitalize(), FAULTS[name])
     return figure
 
 

@@ -1,7 +1,9 @@
 """Probes while training: what is asked of the model every so many steps, named by class path in the YAML file.
 
 Special: a probe changes nothing about the run, neither weights nor random numbers nor the speed that is logged, and one
-that fails costs a line of warning. Every rank runs them, since the weights may be in pieces; the first writes.
+that fails costs a line of warning. One that is running when the run is told to stop is given up at the model's next
+call, for whoever sent the signal does not wait long. Every rank runs them, since the weights may be in pieces; the
+first writes.
 """
 
 import json
@@ -18,8 +20,13 @@ from neuralmem.errors import UserError
 from neuralmem.generation.scheduled import Probe
 from neuralmem.training.meter import Meter
 from neuralmem.training.sharding import gathered
+from neuralmem.training.signals import Signals
 
 FILE = "probes.jsonl"
+
+
+class _ToldToStopError(Exception):
+    """A signal came while a probe was running."""
 
 
 class Probes(L.Callback):
@@ -75,13 +82,25 @@ class Probes(L.Callback):
 
     def _ask(self, probe: Probe, tokenizer: Any, trainer: L.Trainer, module: Any) -> None:
         begin = time.perf_counter()
+        signals = [callback for callback in trainer.callbacks if isinstance(callback, Signals)]  # type: ignore[attr-defined]
+
+        def look(*_: Any) -> None:
+            if any(one.received for one in signals):
+                raise _ToldToStopError
+
+        watch = module.model.register_forward_pre_hook(look)
         try:
             with isolate_rng(), torch.no_grad(), trainer.precision_plugin.forward_context():
                 reading = probe(module.model, tokenizer, self.data)
+        except _ToldToStopError:
+            module.print(f"probe {probe.name} was given up at step {trainer.global_step:,}: told to stop")
+            return
         except Exception as error:
             what = " ".join(str(error).split()) or type(error).__name__
             module.print(f"warning: probe {probe.name} failed at step {trainer.global_step:,}: {what}")
             return
+        finally:
+            watch.remove()
         seconds = time.perf_counter() - begin
         shown = ", ".join(f"{name} {value:.3g}" for name, value in reading.values.items())
         module.print(f"step {trainer.global_step:,}: {probe.name}: {shown} ({seconds:.1f} s)")

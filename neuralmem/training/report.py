@@ -158,8 +158,9 @@ def _summary(rows: figures.Rows) -> dict[str, str]:
         found["MFU, median"] = f"{median(known):.1%}"
     if known := values("peak_memory_gib"):
         found["peak memory"] = f"{max(known):.2f} GiB"
-    for name in {name for row in rows for name in row if "skipped" in name}:
-        found[name.replace("_", " ")] = f"{max(values(name)):,.0f}"
+    for name in figures.faults(rows):
+        count = sum(values(name)) if name == figures.PER_LINE else max(values(name))
+        found[name.replace("_", " ")] = f"{count:,.0f}"
     return found
 
 

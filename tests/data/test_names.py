@@ -149,5 +149,5 @@ def test_a_stream_that_breaks_says_where(hub: Path) -> None:
         raise ConnectionError("the line is dead")
 
     source._dataset = broken()  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match="broke after 1 documents: the line is dead; run again to go on from there"):
+    with pytest.raises(UserError, match="broke after 1 documents: the line is dead; run again, in training"):
         texts(source)

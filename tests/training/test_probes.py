@@ -1,5 +1,8 @@
 """Probes while training: on schedule, without a trace in the run, and never the end of it."""
 
+import os
+import signal
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,19 @@ class Noisy(Probe):
         if self.fails:
             raise RuntimeError("no such\nthing")
         return Reading({"x": 1.5}, ("tokens", "y"), {"curve": [(1.0, 2.0)]})
+
+
+class Endless(Probe):
+    """Never done; while it runs, the process is told to stop."""
+
+    name = "endless"
+
+    def __call__(self, model: Any, tokenizer: Any, data: Mapping[str, Any]) -> Reading:
+        model(torch.zeros(1, 4, dtype=torch.long))
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(10_000):
+            model(torch.zeros(1, 4, dtype=torch.long))
+        raise AssertionError("the signal was not obeyed")
 
 
 @pytest.fixture
@@ -89,6 +105,25 @@ def test_a_probe_that_fails_is_a_line_of_warning(
     lines = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert lines == [f"warning: probe noisy failed at step {step}: no such thing" for step in (4, 8, 10)]
     assert not (run / "probes.jsonl").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_run_that_is_told_to_stop_gives_up_its_probe(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "probes.yaml").write_text(f"probes: {{every: 4, run: [{{class_path: {HERE}.Endless}}]}}")
+    with pytest.raises(SystemExit) as stop:
+        train("transformer", "a", "--config", str(tmp_path / "probes.yaml"))
+    assert stop.value.code == 128 + signal.SIGTERM
+    said = capsys.readouterr().err
+    assert "probe endless was given up at step 4: told to stop" in said
+    assert "SIGTERM: step 4 is saved" in said
+    whole = train("transformer", "whole")
+    assert losses(train("transformer", "a", "--resume", "auto")) == losses(whole)
+
+
+def losses(run: Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(run / "metrics.csv") if "loss" in row]
 
 
 def test_a_resumed_run_goes_on_in_the_file(train: Train, noisy: Callable[[bool], list[str]]) -> None:

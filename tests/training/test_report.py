@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from neuralmem.errors import UserError
-from neuralmem.training import figures, machine
+from neuralmem.training import figures, machine, report
 from neuralmem.training.faults import Faults
 from neuralmem.training.logs import read_metrics
 from neuralmem.training.report import main, write_report
@@ -142,6 +142,18 @@ def test_skipped_steps_are_drawn_where_they_are_logged(rows: list[dict[str, floa
     assert titles == ["Gradient norm", "Learning rate", "Skipped steps"]
     plain = [{k: v for k, v in row.items() if k != "skipped_steps"} for row in rows]
     assert len(figures.gradients(plain).axes) == 2
+
+
+def test_whatever_went_wrong_is_in_the_summary() -> None:
+    counts = {"skipped_steps": 1.0, "loss_spikes": 2.0, "restarted_memories": 3.0}
+    wrong = [counts, counts | {"loss_spikes": 4.0}, {"not_utf8_documents": 5.0}, {"empty_documents": 0.0}]
+    rows = [{"step": float(step), "loss": 1.0} | row for step, row in enumerate(wrong, 1)]
+    summary = report._summary(rows)
+    found = {"skipped steps": "1", "loss spikes": "4", "restarted memories": "6", "not utf8 documents": "5"}
+    assert found.items() <= summary.items()
+    assert "empty documents" not in summary
+    drawn = [axes.get_title(loc="left") for axes in figures.gradients(rows).axes]
+    assert drawn[2:] == ["Skipped steps", "Loss spikes", "Restarted memories"]
 
 
 def test_many_layers_are_named_from_shallow_to_deep(rows: list[dict[str, float]]) -> None:
