@@ -161,15 +161,40 @@ def made(name: str) -> dict[str, Any]:
         "command": " && ".join(f"python train.py {' '.join(options_of(part))}" for part in parts(name)),
         "seed": config["seed_everything"],
         "parameters": sum(p.numel() for p in load(run)[0].parameters()),
+        "weights_sha256": hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest(),
         "training": {key: sum(float(last[key]) for last in lasts) for key in ("step", "tokens")} | training,
         "data": fingerprints(config["data"]["init_args"]["source"]),
         "trained": json.loads((run / "machine.json").read_text()),
         "before": [beginning(part) for part in parts(name)[:-1]],
         "scores": {
-            question.name: {"command": "eval.py " + " ".join(question.command), "lines": read_table(run, question)}
+            question.name: {
+                "command": f"eval.py {' '.join(question.command)} --checkpoint neuralmem/{name}",
+                **answered(run, question),
+                "lines": read_table(run, question),
+            }
             for question in QUESTIONS
             if name in question.models and (run / question.name / question.table).exists()
         },
+    }
+
+
+def answered(run: Path, question: Question) -> dict[str, Any]:
+    """By which code a question was answered, and the hash of all its rows.
+
+    Raises:
+        SystemExit: the rows are of other weights than the run's, which must not be shipped as theirs.
+    """
+    (rows,) = (run / question.name).glob("*.jsonl")
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    weights = hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
+    if {line["ckpt_sha256"] for line in lines if not line.get("baseline")} != {weights}:
+        raise SystemExit(f"{rows} has answers of other weights than {run}; remove its folder and ask again")
+    machine = json.loads((run / question.name / "machine.json").read_text())
+    return {
+        "commit": machine["commit"],
+        "ended": machine["ended"],
+        "rows": len(lines),
+        "rows_sha256": hashlib.sha256(rows.read_bytes()).hexdigest(),
     }
 
 

@@ -92,7 +92,7 @@ def _about(sample: Sample, answer: Answer, subject: Subject) -> dict[str, Any]:
         "nominal_len": sample.length,
         "prompt_tokens": len(sample.rope),
         "context_tokens": sample.context[1] - sample.context[0],
-        "needle_span": list(sample.needles[0]),
+        "needle_spans": [list(span) for span in sample.needles],
         "distance_to_query": sample.distance,
         "reach": subject.reach,
         "beyond_window": sample.beyond(subject.reach),

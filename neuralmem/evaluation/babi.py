@@ -141,7 +141,7 @@ def samples(
                 haystack_id,
                 rope,
                 (len(start), len(rope) - len(end)),
-                (spans[story.support[0]],),
+                tuple(spans[i] for i in story.support),
                 len(rope) - len(end),
                 story.question,
                 (story.answer,),

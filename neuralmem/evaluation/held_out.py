@@ -5,7 +5,7 @@ a loss by position means what it says for the first kind only.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice, tee
 from pathlib import Path
 from random import Random
 from typing import Literal, NamedTuple
@@ -34,10 +34,14 @@ class Text(NamedTuple):
 
 
 class HeldOutRow(NamedTuple):
-    """Int[T] tokens, and what they are: the beginning of a document, a later part of one, or several joined."""
+    """Int[T] tokens, and what they are: the beginning of a document, a later part of one, or several joined.
+
+    Rows of one document have its name; a row of joined ones has one of its own.
+    """
 
     tokens: Tensor
     kind: Kind
+    document: str
 
 
 def open_text(name: str, training: TrainingData) -> Text:
@@ -106,25 +110,26 @@ def rows_of(
         >>> [(bytes(row.tokens.tolist()), row.kind) for row in rows_of(texts, lambda t: list(t.encode()), 2, 3)]
         [(b'abc', 'beginning'), (b'def', 'part'), (b'xyz', 'joined')]
     """
-    beginnings: list[list[int]] = []
-    parts: list[list[int]] = []
+    beginnings: list[HeldOutRow] = []
+    parts: list[HeldOutRow] = []
     rest: list[str] = []
-    for text in limited((document.text for document in documents), CHARACTERS * rows * length):
+    names, texts = tee(documents)
+    some = limited((document.text for document in texts), CHARACTERS * rows * length)
+    for text, name in zip(some, (document.id for document in names), strict=False):
         ids = encode(text if shuffled is None else shuffled_lines(text, shuffled))
         if len(ids) <= length:
             rest.append(text)
             continue
-        first, *others = _cut(ids, length + 1)
-        beginnings.append(first)
-        parts += others[: rows - len(parts)]
+        first, *others = (torch.tensor(row) for row in _cut(ids, length + 1))
+        beginnings.append(HeldOutRow(first, "beginning", name))
+        parts += [HeldOutRow(row, "part", name) for row in others[: rows - len(parts)]]
         if len(beginnings) == rows:
             break
     joined = _cut([i for text in rest for i in encode(text)], length + 1)
     if shuffled is not None:
         joined = list(_joined_and_shuffled(rest, encode, length + 1, shuffled))
-    kinds: list[tuple[Kind, list[list[int]]]] = [("beginning", beginnings), ("part", parts), ("joined", joined)]
-    found = (HeldOutRow(torch.tensor(row), kind) for kind, some in kinds for row in some)
-    yield from islice(found, rows)
+    last = (HeldOutRow(torch.tensor(row), "joined", f"joined {n}") for n, row in enumerate(joined))
+    yield from islice(chain(beginnings, parts, last), rows)
 
 
 def _joined_and_shuffled(

@@ -58,7 +58,7 @@ def measure(
             journal.add(
                 *(
                     keys[i]
-                    | {"text": text, "kind": rows[i].kind, "tokens": len(row)}
+                    | {"text": text, "kind": rows[i].kind, "document": rows[i].document, "tokens": len(row)}
                     | _curves(row, train_length)
                     | {
                         "reach": subject.reach,
@@ -93,7 +93,8 @@ class Bucket(NamedTuple):
     Args:
         memory: "on", or the control
         start, end: of the positions
-        loss: mean over rows, nats per token
+        texts: rows
+        loss: mean over rows, nats per token, as the next three with an interval over documents
         change: loss less that of the bucket that ends at the training length, within each row
         gain: loss less that under "on" at the same positions, within each row
         growth: gain less that of the bucket that ends at the training length, within each row
@@ -103,6 +104,7 @@ class Bucket(NamedTuple):
     memory: str
     start: int
     end: int
+    texts: int
     loss: Mean
     change: Mean
     gain: Mean
@@ -112,6 +114,8 @@ class Bucket(NamedTuple):
 
 def summarise(rows: Sequence[dict[str, Any]], train_length: int | None, seed: int = 0) -> list[Bucket]:
     """Buckets in order, for each reading in turn; rows must be of one length and the same texts for each reading.
+
+    Intervals are over documents: the rows that one was cut into hang together.
 
     Args:
         rows: of `measure`
@@ -126,6 +130,7 @@ def summarise(rows: Sequence[dict[str, Any]], train_length: int | None, seed: in
     for memory, own in by.items():
         ends, base = own[0]["bucket_ends"], by.get("on", own)
         at = ends.index(train_length) if train_length in ends else len(ends) - 1
+        documents = [row["document"] for row in own]
         losses = [row["bucket_nll"] for row in own]
         gains = [_less(loss, other["bucket_nll"]) for loss, other in zip(losses, base, strict=True)]
         for b, (start, end) in enumerate(pairwise([0, *ends])):
@@ -135,9 +140,17 @@ def summarise(rows: Sequence[dict[str, Any]], train_length: int | None, seed: in
                 [one[b] for one in gains],
                 [one[b] - one[at] for one in gains],
             )
-            loss, change, gain, more = (weighted_mean(some, [1] * len(own), seed) for some in values)
-            out.append(Bucket(memory, start, end, loss, change, gain, more, start > own[0]["reach"]))
+            loss, change, gain, more = (_over_documents(some, documents, seed) for some in values)
+            out.append(Bucket(memory, start, end, len(own), loss, change, gain, more, start > own[0]["reach"]))
     return out
+
+
+def _over_documents(values: Sequence[float], documents: Sequence[str], seed: int) -> Mean:
+    """The mean over rows, with an interval over the documents that they are of."""
+    sums: dict[str, list[float]] = {}
+    for value, document in zip(values, documents, strict=True):
+        sums.setdefault(document, []).append(value)
+    return weighted_mean([sum(some) for some in sums.values()], [len(some) for some in sums.values()], seed)
 
 
 def _less(first: Sequence[float], second: Sequence[float]) -> list[float]:
@@ -147,7 +160,7 @@ def _less(first: Sequence[float], second: Sequence[float]) -> list[float]:
 class Verdict(NamedTuple):
     """Yes or no, the difference that says so, and a sentence; None where the data cannot say.
 
-    That is without a training length, with no text that is longer, or with a single text.
+    That is without a training length, with no text that is longer, or with a single document.
     """
 
     holds: bool | None
@@ -183,7 +196,7 @@ def _decide(head: str, last: Bucket, difference: Mean, holds: bool, train_length
     if last.end <= train_length:
         return Verdict(None, None, f"{head}: not measured, no text is longer than {train_length:,} tokens")
     if difference.n < 2:
-        return Verdict(None, difference, f"{head}: not shown, one text leaves no interval")
+        return Verdict(None, difference, f"{head}: not shown, one document leaves no interval")
     about = f"{difference.value:+.3f} nats [{difference.low:+.3f}, {difference.high:+.3f}]"
-    where = f"from the bucket up to {train_length:,} to {last.start + 1:,}-{last.end:,}, n={difference.n}"
+    where = f"from the bucket up to {train_length:,} to {last.start + 1:,}-{last.end:,}, n={difference.n} documents"
     return Verdict(holds, difference, f"{head}: {'yes' if holds else 'no'}, {about} {where}")

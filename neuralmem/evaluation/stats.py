@@ -71,11 +71,11 @@ def clustered(hits: Sequence[float], sizes: Sequence[int]) -> Share:
         return whole
     apart = sum((hit - whole.share * size) ** 2 for hit, size in zip(hits, sizes, strict=True))
     effect = apart * groups / (groups - 1) / (n * whole.share * (1 - whole.share))
-    few = (_student(groups - 1) / Z95) ** 2
+    few = (student(groups - 1) / Z95) ** 2
     return Share(whole.hits, n, whole.share, *_ends(whole.share, n / max(1.0, effect * few)))
 
 
-def _student(freedom: int, z: float = Z95) -> float:
+def student(freedom: int, z: float = Z95) -> float:
     """Student's quantile for the normal one, by its expansion in 1 / freedom (Abramowitz and Stegun 26.7.5)."""
     first = (z**3 + z) / 4
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96

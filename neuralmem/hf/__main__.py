@@ -1,7 +1,7 @@
 """`python -m neuralmem.hf RUN FOLDER`: a checkpoint as a folder for the Hugging Face hub.
 
 python -m neuralmem.hf runs/quickstart hub/quickstart
-huggingface-cli upload NAME hub/quickstart
+hf upload NAME hub/quickstart
 """
 
 import argparse

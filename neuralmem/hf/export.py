@@ -6,6 +6,7 @@ the settings of generation) is no part of that. One file is Python, an import of
 """
 
 import json
+import sys
 from pathlib import Path
 
 from transformers import GenerationConfig
@@ -80,7 +81,7 @@ def card(model: CausalLM, tokenizer: Tokenizer) -> str:
     config, state = model.config, model.init_state(1)
     parameters = sum(p.numel() for p in model.parameters())
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    reach = f"{model.reach:,} tokens" if config.attention.window is not None else "everything"
+    reach = f"{model.reach:,} tokens" if model.reach < sys.maxsize else "everything"
     rows = {
         "model": config.model,
         "layers": ", ".join(config.layer_names),

@@ -220,7 +220,8 @@ def test_a_model_that_remembers_is_right_and_its_controls_are_not(haystack: Hays
     rows = ask()
     lines = {line.ablation: line for line in summarise(rows)}
     assert (lines["none"].accuracy.hits, lines["none"].likeliest.hits) == (8, 8)
-    assert lines["none"].beyond.n == sum(sample.beyond(400) for sample in cell) >= 6
+    assert lines["none"].beyond.n == sum(sample.beyond(400) for sample in cell) >= 4
+    assert all(len(sample.needles) == 2 for sample in cell)  # both facts that qa2 needs must be beyond reach
     assert lines["off"].beyond.share < 0.7
     guessed = sum(sample.answers[0] == "hallway" for sample in cell)
     assert lines["reset"].accuracy.hits == guessed, "without a context it can only guess"

@@ -80,7 +80,7 @@ def test_weighted_mean_and_its_interval() -> None:
 
 
 def measured(tmp_path: Path, model: Learner, size: int = 1600, capitals: int | None = None) -> list[dict]:
-    rows = [HeldOutRow(letters(size + 1, start, capitals), "beginning") for start in range(6)]
+    rows = [HeldOutRow(letters(size + 1, start, capitals), "beginning", f"{start}") for start in range(6)]
     journal = Journal(tmp_path / "p.jsonl", positions.IDENTITY)
     return positions.measure(rows, LossReader(model, 512), ("on", "off"), SUBJECT, journal, 200, "letters")
 
@@ -100,7 +100,7 @@ def test_loss_by_position_keeps_falling_where_all_is_remembered(tmp_path: Path) 
     assert positions.verdict(buckets, 200).holds is True
     assert positions.verdict(buckets, 200, "off").holds is False
     assert positions.growth(buckets, 200, "off").holds is True
-    assert "up to 200 to 801-1,600, n=6" in positions.verdict(buckets, 200).sentence
+    assert "up to 200 to 801-1,600, n=6 documents" in positions.verdict(buckets, 200).sentence
     before = model.tokens
     assert measured(tmp_path, model) == rows
     assert model.tokens == before
@@ -122,7 +122,7 @@ def test_what_cannot_be_said_is_not_said(tmp_path: Path) -> None:
     assert "no text is longer than 200" in positions.verdict(buckets, 200).sentence
     assert "does not say its training length" in positions.verdict(buckets, None).sentence
     one = positions.summarise(measured(tmp_path / "b", Learner())[:1], 200)
-    assert "one text leaves no interval" in positions.verdict(one, 200).sentence
+    assert "one document leaves no interval" in positions.verdict(one, 200).sentence
 
 
 def test_held_out_text_is_named(text_file: Path, training: TrainingData) -> None:
@@ -139,5 +139,14 @@ def test_held_out_text_is_named(text_file: Path, training: TrainingData) -> None
 
 def test_rows_say_what_they_are() -> None:
     texts = [Document("a", "abc"), Document("b", "defghijk"), Document("c", "lm")]
-    found = [(bytes(r.tokens.tolist()), r.kind) for r in rows_of(texts, BYTES.encode, 3, 9)]
-    assert found == [(b"defg", "beginning"), (b"hijk", "part"), (b"abcl", "joined")]
+    found = [(bytes(r.tokens.tolist()), r.kind, r.document) for r in rows_of(texts, BYTES.encode, 3, 9)]
+    assert found == [(b"defg", "beginning", "b"), (b"hijk", "part", "b"), (b"abcl", "joined", "joined 0")]
+
+
+def test_the_parts_of_one_document_are_one_draw(tmp_path: Path) -> None:
+    rows = measured(tmp_path, Learner())
+    apart = positions.summarise(rows, 200)[-1]
+    together = positions.summarise([row | {"document": str(int(row["document"]) // 3)} for row in rows], 200)[-1]
+    assert (apart.texts, together.texts) == (6, 6)
+    assert (apart.loss.n, together.loss.n) == (6, 2)
+    assert together.loss.value == pytest.approx(apart.loss.value)

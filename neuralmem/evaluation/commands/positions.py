@@ -126,7 +126,7 @@ def _draw(opened: Opened, length: int, buckets: list[Bucket], text: str, train: 
     """The loss under every reading, and what each control loses against the memory as it is."""
     readings = list(dict.fromkeys(bucket.memory for bucket in buckets))
     marks = {"training": train} if train else {}
-    about = f"{opened.folder.name}  ·  {text}  ·  {buckets[0].loss.n} texts of {length:,} tokens  ·  95% intervals"
+    about = f"{opened.folder.name}  ·  {text}  ·  {buckets[0].texts} texts of {length:,} tokens  ·  95% intervals"
 
     def draw(name: str, title: str, axis: str, curves: list[Curve]) -> Path:
         axes = ("tokens read before, end of bucket", axis)
@@ -149,4 +149,4 @@ def _flat(bucket: Bucket) -> dict[str, object]:
     out: dict[str, object] = {"memory": bucket.memory, "start": bucket.start, "end": bucket.end}
     for name in ("loss", "change", "gain", "growth"):
         out |= with_ends(name, getattr(bucket, name))
-    return out | {"texts": bucket.loss.n, "beyond_reach": bucket.beyond}
+    return out | {"texts": bucket.texts, "documents": bucket.loss.n, "beyond_reach": bucket.beyond}
