@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from neuralmem.durable import reason
 from neuralmem.errors import UserError
 
 
@@ -83,6 +84,9 @@ class Journal:
 
     def add(self, *rows: dict[str, Any]) -> None:
         """Write measurements down, all in one write."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        append_lines(self.path, rows)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            append_lines(self.path, rows)
+        except OSError as error:
+            raise UserError(f"--out has {self.path}, which cannot be written: {reason(error)}") from None
         self._rows.update((self._key(row), row) for row in rows)

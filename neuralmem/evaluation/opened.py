@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from neuralmem.models.causal_lm import CausalLM
 from neuralmem.models.checkpoint import load
 from neuralmem.models.pretrained import is_shipped, locate
 from neuralmem.models.weights import fingerprint
+from neuralmem.provenance import code_version
 from neuralmem.tokenizer import Tokenizer
 
 CHUNK = {"cpu": 512, "cuda": 4096}  # tokens per call: with 16 prompts, 512 keep a small model in a CPU's cache
@@ -99,8 +101,23 @@ def open_checkpoint(options: argparse.Namespace, command: str, training: Trainin
     subject = describe(model, tokenizer, folder, options.dtype, device)
     home = Path("runs") / folder.name if is_shipped(options.checkpoint) else folder
     options.out = options.out or str(home / command)
+    refuse_unwritable(Path(options.out))
+    code_version()  # what was loaded: the files may be others when the results are written
     chunk = options.stream_chunk or CHUNK.get(device.type, CHUNK["cuda"])
     return Opened(model, tokenizer, training, subject, folder, Path(options.out), chunk)
+
+
+def refuse_unwritable(out: Path) -> None:
+    """Refuse a folder for results that cannot be made or written into, before anything is asked.
+
+    Raises:
+        UserError: it is a file, or in a folder that may not be written.
+    """
+    there = next(path for path in (out, *out.resolve().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"--out is {str(out)!r}, but {there} is no folder; results need one")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"--out is {str(out)!r}, but {there} may not be written; give another folder")
 
 
 def describe(model: Any, tokenizer: Any, folder: Path, dtype: str, device: torch.device) -> Subject:

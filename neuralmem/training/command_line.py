@@ -22,6 +22,7 @@ from neuralmem.errors import UserError, nearest
 from neuralmem.lock import run_lock
 from neuralmem.models.checkpoint import load, refuse_file
 from neuralmem.models.pretrained import locate
+from neuralmem.provenance import code_version
 from neuralmem.training.checkpoints import Checkpoints
 from neuralmem.training.compute import Compute
 from neuralmem.training.documents import Documents
@@ -57,6 +58,7 @@ def train(arguments: list[str]) -> None:
         UserError: anything that the user can put right.
     """
     quiet_lightning()
+    code_version()  # what was loaded: the files may be others when the first checkpoint is written
     with ExitStack() as held:
         cli = build(arguments, held)
         cli.accumulate()

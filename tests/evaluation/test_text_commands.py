@@ -103,6 +103,17 @@ def test_a_model_without_memory_has_no_controls(runs: Path, tmp_path: Path, caps
     assert "--ablate holds 'frozen'; this model has no memory" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [call[0] for call in CALLS])
+def test_a_file_in_the_place_of_results_is_refused_before_anything_is_asked(
+    command: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CausalLM, "forward", lambda *_, **__: pytest.fail("the model was asked"))
+    (tmp_path / "out").write_text("mine")
+    assert main([command, "--checkpoint", str(runs / "memory"), "--out", str(tmp_path / "out" / "x")]) == 2
+    assert capsys.readouterr().err.endswith(f"but {tmp_path / 'out'} is no folder; results need one\n")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("command", "options", "message"),
     [

@@ -97,6 +97,18 @@ def test_another_tokenizer_is_found(written: Path, tmp_path: Path, capsys: pytes
     assert not [line for line in lines if "prompt_sha256" in line], "said once, not for every row"
 
 
+def test_the_checkpoint_is_the_one_that_the_command_named(
+    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Results elsewhere than in the checkpoint's folder, as those of models in the package always are."""
+    *arguments, _, _ = spoilt(written, tmp_path, lambda rows: None)
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.endswith("which does not say what was asked; give --checkpoint RUN\n")
+    (tmp_path / "machine.json").write_text(json.dumps({"command": f"eval.py niah --checkpoint {written}"}))
+    assert main(arguments) == 0
+    assert "are what they must be" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
