@@ -1,6 +1,6 @@
 """Own needle scores beside the published ones of the same task and length, and why they cannot be compared.
 
-Special: a remark for everything that is known to part them (length rule, kind of value, haystack, number of samples),
+Special: a remark for everything that is known to part them (training, length rule, kind of value, haystack, samples),
 and for what a source does not say; a published cell that is not certain is marked. A table that makes no such remark
 does not exist.
 Source: `published.py`; evaluation.md sections 1 and 3.
@@ -19,8 +19,10 @@ from neuralmem.errors import UserError
 from neuralmem.evaluation.pictures import INK, PAPER, REACH, short
 from neuralmem.evaluation.prompts import TASKS
 from neuralmem.evaluation.published import Published, Source, published
+from neuralmem.evaluation.recall import TrainingData
 from neuralmem.evaluation.rows import Row
 from neuralmem.evaluation.summary import Line, summarise
+from neuralmem.tokenizer import ByteTokenizer
 
 OWN = "this checkpoint"
 SOURCE_COLOURS = {
@@ -45,8 +47,12 @@ class Comparison:
     remarks: tuple[str, ...]
 
 
-def compare(rows: Sequence[Row]) -> list[Comparison]:
+def compare(rows: Sequence[Row], training: TrainingData | None = None) -> list[Comparison]:
     """Every line of the rows' table beside what was published.
+
+    Args:
+        rows: of one checkpoint
+        training: what it was trained on; None: not known
 
     Raises:
         UserError: rows of more than one checkpoint, or of one read in several ways, or none; rows of a baseline; of
@@ -65,16 +71,19 @@ def compare(rows: Sequence[Row]) -> list[Comparison]:
             f"--out has rows of several runs of {twice[0]} at {twice[3]:,} tokens, of other seeds, depths or facts; "
             "it must have those of one: give each run an --out of its own"
         )
-    return [_comparison(line) for line in summarise(rows)]
+    bytewise = rows[0].tokenizer_sha256 == ByteTokenizer().fingerprint
+    return [_comparison(line, training, bytewise) for line in summarise(rows)]
 
 
-def _comparison(line: Line) -> Comparison:
+def _comparison(line: Line, training: TrainingData | None, bytewise: bool) -> Comparison:
     task = [cell for cell in published() if cell.task == line.group.task]
     cells = tuple(cell for cell in task if cell.length == line.group.length)
-    return Comparison(line, cells, tuple(_remarks(line, task, cells)))
+    return Comparison(line, cells, tuple(_remarks(line, task, cells, training, bytewise)))
 
 
-def _remarks(line: Line, task: Sequence[Published], cells: Sequence[Published]) -> list[str]:
+def _remarks(
+    line: Line, task: Sequence[Published], cells: Sequence[Published], training: TrainingData | None, bytewise: bool
+) -> list[str]:
     group, remarks = line.group, []
     if group.task == "s-niah-w-words":
         return ["W-kind: the values are words; the published third task has uuids (s-niah-w), another task."]
@@ -83,12 +92,24 @@ def _remarks(line: Line, task: Sequence[Published], cells: Sequence[Published]) 
     if not cells:
         lengths = ", ".join(short(length) for length in sorted({cell.length for cell in task}))
         remarks.append(f"Length: no table kept here has {group.length:,} tokens, only {lengths}.")
+    if training is None:
+        remarks.append(
+            "Training: not known of this checkpoint; facts in its training would make this another test."
+        )
+    elif training.facts:
+        remarks.append(
+            "Training: the checkpoint learned to answer questions about facts in text; the tables are of models that "
+            "read text, as far as they say, and for them the same test is another one."
+        )
     if group.task == "s-niah-w":
         remarks.append("W-kind: the values are uuids, RULER's third task; Titans calls it W and does not say which.")
     remarks += _protocol(line, cells)
     if round(line.tokens) != group.length:
         remarks.append(f"Length: the prompts have {line.tokens:,.0f} tokens on average, not {group.length:,}.")
-    remarks.append("Length: tokens are those of each model's own tokenizer, so equal lengths are not equal texts.")
+    shorter = ", and here a token is a byte: a quarter of the text or less" if bytewise else ""
+    remarks.append(
+        f"Length: tokens are those of each model's own tokenizer, so equal lengths are not equal texts{shorter}."
+    )
     if TASKS[group.task].haystack == "text":
         known = "may or may not be" if group.haystack.startswith("file:") else "is not"
         remarks.append(f"Haystack: {group.haystack} {known} the essays of RULER.")

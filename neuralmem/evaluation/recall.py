@@ -44,6 +44,7 @@ class TrainingData:
         source: the text trained on, as `open_source` takes it; where keys are found
         form: format of facts, and the pairs held out
         keys: the curriculum's last stage used so many keys; 0: all
+        facts: whether facts and questions about them were trained on, not text alone
     """
 
     length: int | None = None
@@ -52,6 +53,7 @@ class TrainingData:
     source: str | tuple[str, ...] | dict[str, float] = "builtin"
     form: NeedleFormat = field(default_factory=lambda: NeedleFormat(key_tokens=0))
     keys: int = 0
+    facts: bool = False
 
 
 def read_training_data(checkpoint: str | Path) -> TrainingData:
@@ -101,6 +103,7 @@ def from_arguments(given: dict[str, Any]) -> TrainingData:
         source=tuple(source) if isinstance(source, list) else source,
         form=_form(_object(given.get("form"), "form")),
         keys=int(_number(stage.get("keys"), "keys", int) or 0),
+        facts="facts" in stage,
     )
 
 

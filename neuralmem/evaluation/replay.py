@@ -22,6 +22,9 @@ from neuralmem.errors import UserError
 from neuralmem.evaluation.cli import find, parse
 from neuralmem.evaluation.html_report import MACHINE
 from neuralmem.models.causal_lm import CausalLM
+from neuralmem.models.pretrained import locate
+
+CONFIG = "config.json"
 
 
 class Asked(Exception):
@@ -73,6 +76,22 @@ def read_command(out: Path) -> tuple[str, list[str]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"--out is {str(out)!r}, whose machine.json does not say which command made it") from None
     return name, arguments
+
+
+def asked_checkpoint(out: Path) -> Path:
+    """The checkpoint that the results of eval.py niah in a folder are of: that around it, or what its command names.
+
+    Raises:
+        UserError: the folder does not say, or that checkpoint is not there.
+    """
+    around = out.resolve().parent
+    if not (around / CONFIG).is_file() and (out / MACHINE).is_file():
+        name, arguments = read_command(out)
+        with contextlib.suppress(UserError):
+            around = locate(parse(name, arguments).checkpoint)
+    if not (around / CONFIG).is_file():
+        raise UserError(f"--out is {str(out)!r}, which does not say what was asked; give --checkpoint RUN")
+    return around
 
 
 @contextlib.contextmanager

@@ -13,8 +13,10 @@ from neuralmem.evaluation.cli import main
 from neuralmem.evaluation.compare_paper import SOURCE_COLOURS, compare, draw, table_rows
 from neuralmem.evaluation.prompts import TASKS
 from neuralmem.evaluation.published import published
+from neuralmem.evaluation.recall import TrainingData, from_arguments, read_training_data
 from neuralmem.evaluation.rows import Row
 from neuralmem.evaluation.tables import to_csv
+from neuralmem.tokenizer import ByteTokenizer
 from tests.evaluation.test_report import PLAIN
 
 
@@ -86,6 +88,19 @@ def test_uncertain_cells_are_marked() -> None:
 def test_reasons_why_scores_cannot_be_compared(changes: dict[str, object], remark: str) -> None:
     (comparison,) = compare(rows(**changes))
     assert any(remark in said for said in comparison.remarks), comparison.remarks
+
+
+def test_training_and_tokens_that_part_them_are_said() -> None:
+    def said(training: TrainingData | None, **changes: object) -> str:
+        return " ".join(compare([replace(row, **changes) for row in rows()], training)[0].remarks)  # type: ignore[arg-type]
+
+    assert "Training: not known" in said(None)
+    assert "Training: the checkpoint learned to answer questions about facts" in said(TrainingData(facts=True))
+    assert "Training" not in said(TrainingData())
+    assert "here a token is a byte" in said(None, tokenizer_sha256=ByteTokenizer().fingerprint)
+    assert "here a token is a byte" not in said(None, tokenizer_sha256="0" * 64)
+    assert read_training_data("neuralmem/mag-tiny").facts
+    assert not from_arguments({"sequence_length": 512, "source": "stdlib"}).facts
 
 
 def test_words_and_uuids_are_never_in_one_table() -> None:

@@ -5,12 +5,16 @@ compare_paper.jsonl and compare_paper.png to the folder compare_paper in it. Cel
 """
 
 import argparse
+import contextlib
 import json
 from pathlib import Path
 
 from neuralmem import durable
+from neuralmem.errors import UserError
 from neuralmem.evaluation.compare_paper import compare, draw, print_comparisons, table_rows
 from neuralmem.evaluation.pictures import save
+from neuralmem.evaluation.recall import read_training_data
+from neuralmem.evaluation.replay import asked_checkpoint
 from neuralmem.evaluation.rows import read_results
 from neuralmem.evaluation.tables import screen, write_csv
 
@@ -37,7 +41,10 @@ def run(options: argparse.Namespace) -> None:
         UserError: rows that cannot be read, or of several checkpoints.
     """
     results = Path(options.out)
-    comparisons = compare(read_results(results))
+    training = None
+    with contextlib.suppress(UserError):  # the checkpoint may be elsewhere by now
+        training = read_training_data(asked_checkpoint(results))
+    comparisons = compare(read_results(results), training)
     print_comparisons(comparisons, screen())
     out = results / "compare_paper"  # of its own, so that the report of the results stays theirs
     out.mkdir(exist_ok=True)

@@ -9,7 +9,6 @@ can say is not checked. Prints a line per difference and ends with exit code 1 w
 import argparse
 import json
 from collections.abc import Iterable
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
@@ -18,7 +17,6 @@ import torch
 from neuralmem.durable import manifest
 from neuralmem.errors import UserError
 from neuralmem.evaluation import replay
-from neuralmem.evaluation.cli import parse
 from neuralmem.evaluation.html_report import MACHINE
 from neuralmem.evaluation.recall import read_training_data
 from neuralmem.evaluation.rows import read_results
@@ -32,7 +30,6 @@ from neuralmem.models.pretrained import locate
 from neuralmem.models.weights import fingerprint
 from neuralmem.tokenizer import load_tokenizer
 
-CONFIG = "config.json"
 EXAMPLES = """examples
   python eval.py verify --out runs/quickstart/niah
   python eval.py verify --out results/niah --checkpoint runs/quickstart
@@ -66,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
             f"--out is {str(out)!r}, which has no settings.json (of niah) and no {MACHINE} (of any evaluation that was "
             "carried to its end)"
         )
-    folder = locate(options.checkpoint) if options.checkpoint else _asked(out)
+    folder = locate(options.checkpoint) if options.checkpoint else replay.asked_checkpoint(out)
     rows = read_results(out)
     training = read_training_data(folder)
     files = verify_files(folder)
@@ -82,18 +79,6 @@ def run(options: argparse.Namespace) -> int:
     if table.is_file():
         found = chain(found, replay.compare(to_csv(by_depth(rows, settings.grid)), table))
     return _told(found, f"{len(rows):,} rows: prompts, counts and scores")
-
-
-def _asked(out: Path) -> Path:
-    """The checkpoint that the results of niah in a folder are of: that around it, or what its command names."""
-    around = out.resolve().parent
-    if not (around / CONFIG).is_file() and (out / MACHINE).is_file():
-        name, arguments = replay.read_command(out)
-        with suppress(UserError):
-            around = locate(parse(name, arguments).checkpoint)
-    if not (around / CONFIG).is_file():
-        raise UserError(f"--out is {str(out)!r}, which does not say what was asked; give --checkpoint RUN")
-    return around
 
 
 def _told(differences: Iterable[str], what: str) -> int:
