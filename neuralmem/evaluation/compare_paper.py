@@ -93,9 +93,7 @@ def _remarks(
         lengths = ", ".join(short(length) for length in sorted({cell.length for cell in task}))
         remarks.append(f"Length: no table kept here has {group.length:,} tokens, only {lengths}.")
     if training is None:
-        remarks.append(
-            "Training: not known of this checkpoint; facts in its training would make this another test."
-        )
+        remarks.append("Training: not known of this checkpoint; facts in its training would make this another test.")
     elif training.facts:
         remarks.append(
             "Training: the checkpoint learned to answer questions about facts in text; the tables are of models that "

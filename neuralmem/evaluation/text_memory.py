@@ -202,7 +202,7 @@ class TextReader(Reader):
 
         "shuffled" searches for the question in what was kept of another sample's haystack.
         """
-        rooms = [self._room(sample, max_new_tokens) for sample in samples]
+        rooms = [self.room(sample, max_new_tokens) for sample in samples]
         start = time.perf_counter()
         state = self._write(samples)
         reading = (time.perf_counter() - start) / len(samples)
@@ -249,7 +249,7 @@ class TextReader(Reader):
         other = partner()
         return self._write([other]), [other.number]
 
-    def _room(self, sample: Sample, max_new_tokens: int) -> int:
+    def room(self, sample: Sample, max_new_tokens: int) -> int:
         """Tokens left for text beside the question and the longest answer.
 
         Raises:

@@ -292,6 +292,9 @@ def test_other_errors(tmp_path: Path, text_file: Path, capsys: pytest.CaptureFix
     assert "--budget is not given; a model with full attention needs one" in capsys.readouterr().err
     assert main(["baselines", *options(full, text_file), "--budget", "90", "--capacities", "many"]) == 2
     assert "--capacities holds 'many'" in capsys.readouterr().err
+    assert main(["baselines", *options(full, text_file), "--budget", "5"]) == 2
+    assert "--budget is 5; it must be more than" in capsys.readouterr().err
+    assert not (full / "baselines" / "rows.jsonl").exists()  # said before the model itself was asked
 
 
 def test_every_baseline_says_what_it_is() -> None:

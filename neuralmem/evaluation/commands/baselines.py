@@ -15,14 +15,15 @@ from neuralmem.evaluation.comparison import Contender, compare, print_comparison
 from neuralmem.evaluation.comparison_figure import write_figure
 from neuralmem.evaluation.lengths import parse_lengths, split_list
 from neuralmem.evaluation.measured_reach import measured_reach
-from neuralmem.evaluation.niah import Settings
+from neuralmem.evaluation.niah import Settings, cells, depth_of, new_tokens
 from neuralmem.evaluation.niah import run as run_needles
 from neuralmem.evaluation.opened import Opened, add_common_options, open_checkpoint
 from neuralmem.evaluation.reader import Reader
-from neuralmem.evaluation.recall import read_training_data
+from neuralmem.evaluation.recall import TrainingData, read_training_data
 from neuralmem.evaluation.rows import Subject
 from neuralmem.evaluation.screen import progress_bar
 from neuralmem.evaluation.tables import write_csv
+from neuralmem.evaluation.text_memory import TextReader
 
 LISTED = "\n".join(f"  {name:11}{text}" for name, text in names().items())
 EXAMPLES = f"""baselines
@@ -80,7 +81,9 @@ def run(options: argparse.Namespace) -> None:
             plan(planned)
 
         # All are made before the first is asked, so that a choice that cannot be used costs no time.
-        for entrant in list(entrants(options, settings, opened, others, advance)):
+        asked = list(entrants(options, settings, opened, others, advance))
+        refuse_long_questions(asked, settings, opened, training)
+        for entrant in asked:
             rows = run_needles(entrant.settings, entrant.reader, entrant.subject, out, training, begin)
             for ablation in entrant.settings.ablations:
                 name = entrant.name if ablation == "none" else f"{entrant.name}, memory {ablation}"
@@ -94,6 +97,21 @@ def run(options: argparse.Namespace) -> None:
     figure = write_figure(outcomes, out / "baselines.png", f"{opened.folder.name}: {about}")
     for path in [out / "rows.jsonl", table, figure]:
         print(path)
+
+
+def refuse_long_questions(
+    asked: Sequence["Entrant"], settings: Settings, opened: Opened, training: TrainingData
+) -> None:
+    """Refuse a budget that has no room for the question and the answer of every task.
+
+    Raises:
+        UserError: naming the budget and what it must be.
+    """
+    for cell, build in cells(settings, opened.tokenizer, training):
+        sample = build(0, depth_of(settings, 0), cell.random(0))
+        for entrant in asked:
+            if isinstance(entrant.reader, TextReader):
+                entrant.reader.room(sample, new_tokens(settings, [sample]))
 
 
 @dataclass(frozen=True)
