@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError
 
 from neuralmem.errors import UserError
+from neuralmem.flush import make_folder, sync
 from neuralmem.lock import alone, try_alone
 
 MANIFEST = "manifest.json"
@@ -59,7 +60,7 @@ def whole_folder(folder: str | Path, form: str) -> Iterator[Path]:
         (['a.txt'], ['a.txt', 'manifest.json'])
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     sweep(*folder.glob(f"{TEMPORARY}*"), *folder.parent.glob(f".{folder.name}{TEMPORARY}*"))
     with _temporary(folder) as temporary:
         with _as_os_error():
@@ -150,9 +151,9 @@ def write_by(file: str | Path, write: Callable[[Path], object]) -> None:
         with _as_os_error():
             write(temporary)
         temporary.chmod(mode)  # safetensors makes files that only their owner can read
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, file)
-        _sync(file.parent)
+        sync(file.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -227,26 +228,26 @@ def _seal(folder: Path, form: str) -> None:
     """Flush every file, then write the manifest; all may be read by those whom the umask lets."""
     files = sorted(folder.iterdir())
     for file in files:
-        _sync(file)
+        sync(file)
     content = {"format": form, "files": {file.name: _entry(file) for file in files}}
     # No line break at the end: without it every byte matters.
     (folder / MANIFEST).write_text(json.dumps(content, indent=2))
     for file in files:  # safetensors makes files that only their owner can read
         file.chmod(stat.S_IMODE((folder / MANIFEST).stat().st_mode))
-    _sync(folder / MANIFEST)
-    _sync(folder)
+    sync(folder / MANIFEST)
+    sync(folder)
 
 
 def _publish(temporary: Path, folder: Path) -> None:
     if not folder.exists():
         with contextlib.suppress(FileExistsError):  # another process was first
             _move(temporary, folder)
-            _sync(folder.parent)
+            sync(folder.parent)
             return
     with alone(folder):
         _settle(folder)
         _move(temporary, folder / COMMITTED)
-        _sync(folder)
+        sync(folder)
         _settle(folder)
 
 
@@ -266,19 +267,8 @@ def _settle(folder: Path) -> None:
         return
     for file in sorted(committed.iterdir(), key=lambda f: (f.name == MANIFEST, f.name)):
         os.replace(file, folder / file.name)
-    _sync(folder)
+    sync(folder)
     committed.rmdir()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():  # some systems cannot with folders
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _entries(folder: Path, form: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from neuralmem.errors import UserError
+from neuralmem.flush import make_folder
 
 try:
     import fcntl
@@ -49,7 +50,7 @@ def run_lock(run: Path) -> Iterator[None]:
     """
     try:
         made = [folder for folder in (run, *run.parents) if not folder.exists()]
-        run.mkdir(parents=True, exist_ok=True)
+        make_folder(run)
         descriptor = _lock_file(run / FILE)
     except OSError as error:
         raise UserError(f"run is {str(run)!r}, which cannot be written: {error.strerror}") from None

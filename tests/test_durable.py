@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from neuralmem import durable
+from neuralmem import durable, flush
 from neuralmem.durable import manifest, read_whole, remove, sweep, verify, whole_folder, write_text
 from neuralmem.errors import UserError
 from neuralmem.lock import alone
@@ -128,6 +128,18 @@ def test_a_single_file_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(OSError, match="full"):
             write_text(tmp_path / "a", "two")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a", "one")]
+
+
+def test_every_folder_that_is_made_is_flushed_into_the_one_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder's name is in the one above it, which a power cut may take back until that is flushed."""
+    flushed = []
+    monkeypatch.setattr(flush, "sync", flushed.append)
+    flush.make_folder(tmp_path / "runs" / "a" / "checkpoints")
+    assert flushed == [tmp_path, tmp_path / "runs", tmp_path / "runs" / "a"]
+    flush.make_folder(tmp_path / "runs" / "a")
+    assert len(flushed) == 3
 
 
 def test_removing_takes_the_name_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
