@@ -12,7 +12,7 @@ from pathlib import Path
 # From the ground up; every file and folder of the package stands on one of them.
 STOREYS = [
     {"typing", "state", "registry", "tokenizer", "config", "probe", "errors", "fields"}
-    | {"library", "toolchain", "build", "backends", "durable", "lock", "page", "provenance"},
+    | {"library", "toolchain", "build", "backends", "durable", "lock", "flush", "page", "provenance"},
     {"ops"},
     {"modules"},
     {"memory"},
