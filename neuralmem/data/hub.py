@@ -10,8 +10,8 @@ The commonest ones have short names, `fineweb-edu`, which take the same options:
 
 import json
 import random
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 from urllib.parse import parse_qsl
@@ -22,6 +22,7 @@ from neuralmem.data.names import NAMES
 from neuralmem.errors import UserError, nearest
 
 _PASSED_ON = ("data_files", "data_dir", "revision")
+KEPT_CHARACTERS = 1 << 26
 _OPTIONS = ("config", "split", "validation", "field", "streaming", "buffer", *_PASSED_ON)
 
 
@@ -142,11 +143,26 @@ class _Stream(Source):
         return [f"the stream of {described(self._side, self._share)} of {content}, buffer {self._buffer}"]
 
     def scan(self, start: int = 0, step: int = 1, *, shuffle: int | None = None) -> Iterator[Document | Unreadable]:
-        rows = ((self._key(number), row) for number, row in enumerate(self._rows()))
-        mine = (pair for pair in rows if on_side(pair[0], self._side, self._share))
+        if self._side == "validation" and shuffle is None:
+            yield from islice(self._kept, start, None, step)
+            return
+        mine = self._mine()
         mixed = mine if shuffle is None else _buffered(mine, self._buffer, shuffle)
         for key, row in islice(mixed, start, None, step):
             yield self._document(key, row)
+
+    @cached_property
+    def _kept(self) -> "_Kept":
+        """The documents of a side so small that a stream is read for hours to find them; validation asks again."""
+        return _Kept(self._documents)
+
+    def _documents(self) -> Iterator[Document | Unreadable]:
+        return (self._document(key, row) for key, row in self._mine())
+
+    def _mine(self) -> Iterator[tuple[str, Any]]:
+        """-> key and row of every document of this side."""
+        rows = ((self._key(number), row) for number, row in enumerate(self._rows()))
+        return (pair for pair in rows if on_side(pair[0], self._side, self._share))
 
     def _document(self, key: str, row: Any) -> Document | Unreadable:
         try:
@@ -165,6 +181,49 @@ class _Stream(Source):
                 f"source {self.name!r} broke after {number + 1} documents: {reason}; run again, in training with "
                 "--resume auto, to go on"
             ) from None
+
+
+class _Kept:
+    """Documents that are read once: the first `KEPT_CHARACTERS` of them stay in memory, what follows is read again.
+
+    Args:
+        read: documents from the first on
+    """
+
+    def __init__(self, read: Callable[[], Iterator[Document | Unreadable]]) -> None:
+        self._read = read
+        self._found: list[Document | Unreadable] = []
+        self._room = KEPT_CHARACTERS
+        self._rest: Iterator[Document | Unreadable] | None = None
+
+    def __iter__(self) -> Iterator[Document | Unreadable]:
+        number = 0
+        while number < len(self._found) or self._go_on():
+            yield self._found[number]
+            number += 1
+        if self._room <= 0:
+            yield from islice(self._read(), number, None)
+
+    def _go_on(self) -> bool:
+        """Keep one document more. -> False if there is none, or no room."""
+        if self._room <= 0:
+            return False
+        try:
+            self._rest = self._rest or islice(self._read(), len(self._found), None)
+            document = next(self._rest, None)
+        except BaseException:
+            self._rest = None  # a generator that broke says afterwards that it is done
+            raise
+        if document is None:
+            self._rest = None
+            return False
+        self._found.append(document)
+        self._room -= len(document.text) if isinstance(document, Document) else 0
+        return True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A loader process begins with what was found so far: a stream under way cannot be sent to it."""
+        return self.__dict__ | {"_rest": None}
 
 
 def _buffered(items: Iterator[Any], size: int, seed: int) -> Iterator[Any]:

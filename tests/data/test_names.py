@@ -4,7 +4,9 @@ Not tested, for want of a network: that the hub still has them there, and zstand
 """
 
 import json
+import pickle
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,50 @@ def test_prepare(hub: Path) -> None:
     shards = open_source("shards:shards", side="validation", share=0.2)
     wanted = texts(open_source("fineweb-edu", side="validation", share=0.2))
     assert [bytes(found.tokens[:-1].tolist()).decode() for found in shards.scan()] == wanted  # type: ignore[union-attr]
+
+
+class Counted:
+    """Rows of a stream, and how many were read."""
+
+    def __init__(self, count: int, breaks_at: int | None = None) -> None:
+        self.count, self.breaks_at, self.read = count, breaks_at, 0
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        for number in range(self.count):
+            if number == self.breaks_at:
+                self.breaks_at = None
+                raise ConnectionError("the line is dead")
+            self.read += 1
+            yield {"text": f"text {number}"}
+
+
+@pytest.mark.parametrize("room", [1 << 20, 100, 0])
+def test_validation_finds_its_part_of_a_stream_once(hub: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    """A thousandth of a stream is a long read, and validation asks for it again and again."""
+    monkeypatch.setattr("neuralmem.data.hub.KEPT_CHARACTERS", room)
+    source = open_source("fineweb-edu", side="validation", share=0.2)
+    rows = Counted(1000)
+    source._dataset = rows  # type: ignore[attr-defined]
+    first = [document.id for document, _ in zip(source.scan(), range(50), strict=False)]
+    once = rows.read
+    assert [document.id for document, _ in zip(source.scan(), range(50), strict=False)] == first
+    assert (rows.read == once) is (room > 10**5)
+    whole = [document.id for document in source.scan()]
+    assert (len(set(whole)), whole[:50]) == (len(whole), first)
+    assert [document.id for document in source.scan(3, 7)] == whole[3::7]
+    assert 120 < len(whole) < 280
+    assert [document.id for document in pickle.loads(pickle.dumps(source)).scan()] == whole
+
+
+def test_a_validation_that_broke_off_goes_on(hub: Path) -> None:
+    source = open_source("fineweb-edu", side="validation", share=0.2)
+    source._dataset = Counted(200, breaks_at=100)  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="the line is dead"):
+        texts(source)
+    whole = texts(source)  # this time it does not break
+    assert len(whole) > 20
+    source._kept._found.clear()  # type: ignore[attr-defined]
+    assert texts(source) == whole
 
 
 def test_a_stream_that_breaks_says_where(hub: Path) -> None:
