@@ -193,6 +193,13 @@ class NeuralMemForCausalLM(PreTrainedModel, GenerationMixin):
             raise UserError(f"cache_implementation is {generation_config.cache_implementation!r}; leave it out")
         if getattr(generation_config, "is_assistant", False):
             raise UserError("assistant_model is a neuralmem model, whose memory cannot be rolled back; use another")
+        mask = model_kwargs.get("attention_mask")
+        if mask is not None and mask.ndim == 2 and not mask[:, -1].all():
+            row = int((mask[:, -1] == 0).nonzero()[0])
+            raise UserError(
+                f"attention_mask ends with padding in row {row}; generate() goes on behind the last column, so it must "
+                "stand on the left: padding_side='left', which is this tokenizer's own"
+            )
         given = _same(*(model_kwargs.pop(name, None) for name in ("cache", "past_key_values")))
         if given is None and generation_config.use_cache is False:
             return

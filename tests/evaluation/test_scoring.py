@@ -1,9 +1,18 @@
-"""Scores on recorded outputs, intervals, and the null model."""
+"""Scores on recorded outputs, intervals, and the null model.
 
+`official_scores.json` holds outputs and what the originals' own functions said of them, run once outside this
+repository: RULER's `string_match_all` after `postprocess_pred` (a copy of scripts/eval, xuuHuang/RULER fa17be2), in
+percent to two digits, on outputs of mag-tiny and others made from the answers; and BABILong's `compare_answers`
+(booydar/babilong eeec607 babilong/metrics.py), with the number of labels to tell places from people.
+"""
+
+import json
 import math
+from pathlib import Path
 
 import pytest
 
+from neuralmem.evaluation import babi
 from neuralmem.evaluation.scoring import official, rank_of_first, strict
 from neuralmem.evaluation.stats import share_within, wilson
 
@@ -32,6 +41,21 @@ RECORDED = [
 def test_recorded_outputs(output: str, answer: str, kind: str, lenient: int, exact: int) -> None:
     assert official(output, [answer]) == lenient
     assert strict(output, [answer], kind) == exact
+
+
+OFFICIAL = json.loads((Path(__file__).parent / "official_scores.json").read_text())
+
+
+def test_needles_are_scored_as_ruler_scores_them() -> None:
+    scores = [(official(said, answers), score) for said, answers, score in OFFICIAL["string_match_all"]]
+    assert [round(100 * ours, 2) for ours, _ in scores] == [theirs for _, theirs in scores]
+    assert len({theirs for _, theirs in scores}) > 8  # shares of several answers too
+
+
+def test_facts_are_scored_as_babilong_scores_them() -> None:
+    places, people = babi.TASKS["qa1"].labels, babi.TASKS["qa5"].labels
+    for said, truth, question, count, score in OFFICIAL["compare_answers"]:
+        assert babi.correct(said, truth, question, places if count == len(places) else people) is score, said
 
 
 def test_rank_counts_ties_and_nan_against_the_truth() -> None:

@@ -62,6 +62,14 @@ def test_rows_of_any_length_say_what_each_says_alone(
         assert row == greedy(model, torch.tensor([nm.ByteTokenizer().encode(text)]))
 
 
+def test_padding_behind_a_row_is_refused(hf: NeuralMemForCausalLM, tokens: Tensor) -> None:
+    """What comes next would be predicted from a place that was not read, which says the same for every text."""
+    mask = torch.ones_like(tokens).repeat(2, 1)
+    mask[1, -2:] = 0
+    with pytest.raises(nm.UserError, match=r"attention_mask ends with padding in row 1; .*padding_side='left'"):
+        hf.generate(tokens.repeat(2, 1), attention_mask=mask, max_new_tokens=NEW)
+
+
 @pytest.mark.parametrize("memory", ["frozen", "off"])
 def test_the_memory_can_be_switched(hf: NeuralMemForCausalLM, model: nm.CausalLM, tokens: Tensor, memory: str) -> None:
     options = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
