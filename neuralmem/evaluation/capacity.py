@@ -18,7 +18,7 @@ from neuralmem.errors import UserError
 from neuralmem.evaluation.curves import Curve, Curves
 from neuralmem.evaluation.facts import Facts
 from neuralmem.evaluation.script import Script, Writer
-from neuralmem.evaluation.stats import student
+from neuralmem.evaluation.stats import mean
 from neuralmem.evaluation.streams import CONTROLS, Cell, Row, answers, share, values, with_value
 from neuralmem.evaluation.tables import Line
 
@@ -124,20 +124,6 @@ def bits_of(row: Row, cut: bool = True) -> float:
 
 def _bits(nll: float | None) -> float:
     return math.inf if nll is None else nll / math.log(2)
-
-
-def mean(numbers: Sequence[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95% interval, Student's; NaN for one number.
-
-    Example:
-        >>> mean([1.0, 3.0, 2.0, 2.0])
-        (2.0, 1.28965354)
-    """
-    centre = sum(numbers) / len(numbers)
-    if len(numbers) < 2:
-        return centre, math.nan
-    variance = sum((x - centre) ** 2 for x in numbers) / (len(numbers) - 1)
-    return centre, round(student(len(numbers) - 1) * math.sqrt(variance / len(numbers)), 9)
 
 
 def _interval(line: Line, column: str) -> tuple[Any, Any]:

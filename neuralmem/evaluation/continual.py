@@ -16,6 +16,7 @@ from typing import ClassVar, NamedTuple
 from neuralmem.evaluation.curves import Curve, Curves
 from neuralmem.evaluation.facts import Facts
 from neuralmem.evaluation.script import Script, Writer
+from neuralmem.evaluation.stats import mean
 from neuralmem.evaluation.streams import CONTROLS, Cell, Row, answers, chance, share
 from neuralmem.evaluation.tables import Line
 
@@ -83,9 +84,19 @@ class Continual:
             lines.append({"memory": "on", "after": i, **tasks, "null model": null})
         for control in ("none", *CONTROLS):
             if any(row["ablation"] == control for row in rows):
-                found = measures(self.matrix(rows, control))
-                lines.append({"memory": "on" if control == "none" else control, "after": "all", **found._asdict()})
+                lines.append({"memory": "on" if control == "none" else control, "after": "all"})
+                lines[-1] |= self._measured([row for row in rows if row["ablation"] == control], control)
         return lines
+
+    def _measured(self, rows: Sequence[Row], control: str) -> Line:
+        """The measures, and half their 95% intervals over texts: of all but forgetting, whose maximum is no mean."""
+        each = [measures(self.matrix([row], control)) for row in rows]
+        line: Line = {}
+        for name, value in measures(self.matrix(rows, control))._asdict().items():
+            line[name] = value
+            if name != "forgetting":
+                line[f"{name} ±"] = mean([getattr(one, name) for one in each])[1]
+        return line | {"texts": len(rows)}
 
     def curves(self, rows: Sequence[Row]) -> Curves:
         known = self.matrix(rows)

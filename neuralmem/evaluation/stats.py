@@ -83,6 +83,20 @@ def student(freedom: int, z: float = Z95) -> float:
     return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
+def mean(numbers: Sequence[float]) -> tuple[float, float]:
+    """Mean and half the width of its 95% interval, Student's; NaN for one number.
+
+    Example:
+        >>> mean([1.0, 3.0, 2.0, 2.0])
+        (2.0, 1.28965354)
+    """
+    centre = sum(numbers) / len(numbers)
+    if len(numbers) < 2:
+        return centre, math.nan
+    variance = sum((x - centre) ** 2 for x in numbers) / (len(numbers) - 1)
+    return centre, round(student(len(numbers) - 1) * math.sqrt(variance / len(numbers)), 9)
+
+
 def share_within(reach: int, length: int, needles: Sequence[Sequence[int]]) -> float:
     """Share of needles, (start, stop) each, that stand within the last `reach` tokens of `length`.
 

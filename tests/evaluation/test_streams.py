@@ -25,7 +25,7 @@ from neuralmem.evaluation.recall import TrainingData
 from neuralmem.evaluation.rows import Subject
 from neuralmem.evaluation.script import Ask, Read
 from neuralmem.evaluation.sessions import Sessions
-from neuralmem.evaluation.stats import Share, clustered, wilson
+from neuralmem.evaluation.stats import Share, clustered, student, wilson
 from neuralmem.evaluation.streams import USUAL, Measure, Row, Sampling, run
 from neuralmem.evaluation.tables import Line
 from neuralmem.tokenizer import ByteTokenizer
@@ -288,6 +288,21 @@ def test_tasks_in_sequence(
     assert tuple(by_memory["on"][name] for name in measures(matrix)._fields) == pytest.approx(summary)
     for name in USUAL:
         assert by_memory[name]["acc"] == 0.0
+
+
+def test_texts_that_differ_widen_the_interval_of_what_is_learned(
+    facts: Facts, subject: Subject, tmp_path: Path
+) -> None:
+    measure = Continual(3, 2, 2, GAP)
+    all_kept, none_kept = (
+        ask(measure, facts, subject, tmp_path / str(kept), Keeper(lambda told, now, kept=kept: latest(told, kept)))
+        for kept in (99, 0)
+    )
+    rows = [next(row for row in some if row["ablation"] == "none") for some in (all_kept, none_kept)]
+    (line,) = [line for line in measure.lines(rows) if line["after"] == "all"]
+    assert (line["acc"], line["learned"], line["texts"]) == (0.5, 0.5, 2)
+    assert line["acc ±"] == pytest.approx(student(1) * 0.5)  # of 1 and 0
+    assert line["bwt ±"] == 0.0
 
 
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.name)
