@@ -2,12 +2,13 @@
 
 Special: flock, which the system releases when a process dies, so no lock outlives its holder and nothing has to be
 guessed from a process id. Children that a process forks (data loaders) do not keep it. Where a file system or a system
-has no flock, nothing is locked.
+has no flock, nothing is locked, and a run says so.
 """
 
 import contextlib
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,7 +70,13 @@ def run_lock(run: Path) -> Iterator[None]:
 def _lock_file(file: Path) -> int:
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-        if _flock(descriptor, wait=False) is False:
+        held = _flock(descriptor, wait=False)
+        if held is None:
+            print(
+                f"warning: {file.parent} lies where files cannot be locked, so a second run in it would not be refused",
+                file=sys.stderr,
+            )
+        if held is False:
             holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
             os.close(descriptor)
             raise UserError(

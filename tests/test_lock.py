@@ -1,5 +1,6 @@
 """Locks end with their holder: released, killed, or with a child that lives on."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -62,6 +63,20 @@ def test_a_folder_is_held_while_the_block_lasts(tmp_path: Path) -> None:
         assert mine is False
     with try_alone(tmp_path) as mine:
         assert mine is True
+
+
+def test_a_place_without_locks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with run_lock(tmp_path / "run"):
+        pass
+    assert (
+        "run lies where files cannot be locked, so a second run in it would not be refused" in capsys.readouterr().err
+    )
 
 
 def test_what_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:

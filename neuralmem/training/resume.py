@@ -125,7 +125,8 @@ def set_aside(path: Path, problem: str) -> None:
 
 def first_rank() -> bool:
     """Whether this process is the one that writes; known before there is a trainer, from the launcher's environment."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+    node = os.environ.get("NODE_RANK", "0")  # all that Lightning's own launcher is told on further machines
+    return getattr(rank_zero_only, "rank", 0) == 0 and ("RANK" in os.environ or node == "0")
 
 
 def remove_leftovers(run: Path) -> None:

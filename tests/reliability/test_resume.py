@@ -19,6 +19,7 @@ from neuralmem.training.folder_io import read_checkpoint
 from neuralmem.training.logs import read_metrics
 from neuralmem.training.module import LanguageModel
 from neuralmem.training.plain import pack
+from neuralmem.training.resume import first_rank
 from tests.conftest import TINY
 
 Train = Callable[..., Path]
@@ -114,6 +115,21 @@ def test_a_run_cut_anywhere_is_the_uninterrupted_one(
     assert (half / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     last = f"checkpoints/step={int(losses(whole)[-1][0])}"
     same(half / last, whole / last)
+
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [({}, True), ({"NODE_RANK": "0"}, True), ({"NODE_RANK": "1"}, False), ({"NODE_RANK": "1", "RANK": "0"}, True)],
+)
+def test_the_first_rank_is_on_the_first_machine(
+    environment: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning's own launcher names the machine alone to the process that it starts on each."""
+    for name in ("NODE_RANK", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert first_rank() is first
 
 
 def test_an_interrupt_before_training_goes_on_leaves_the_checkpoint_alone(
