@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from neuralmem import durable
 from neuralmem.data.document import Source
 from neuralmem.data.encode import Encode
-from neuralmem.data.faults import Faults
+from neuralmem.data.faults import LONGEST, Faults
 from neuralmem.data.shard_files import (
     FORMAT,
     MANIFEST,
@@ -45,7 +45,7 @@ class Settings:
     """
 
     shard_tokens: int = 100_000_000
-    longest: int = 1 << 24
+    longest: int = LONGEST
     limit: int | None = None
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 empty     no text; left out
 corrupt   cannot be read: no JSON, no text in it, a damaged file; left out
 not_utf8  bytes that are not UTF-8 were replaced by U+FFFD; kept
-huge      longer than what one document may have; cut into several
+huge      longer than what is turned into tokens at once; cut, by `prepare` into several documents
 """
 
 import warnings
@@ -14,6 +14,7 @@ from typing import Any, Self
 from neuralmem.data.document import Document, Source, Unreadable
 from neuralmem.errors import UserError
 
+LONGEST = 1 << 24  # characters of a document that are turned into tokens at once
 KINDS = ("empty", "corrupt", "not_utf8", "huge")
 _HOPELESS = 100  # if as many documents cannot be read, and none could, the settings are wrong, not the documents
 

@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset
 
 from neuralmem.data.batch import NO_LOSS, Batch
 from neuralmem.data.document import Tokenized, Unreadable
-from neuralmem.data.faults import Faults, has_surrogates
+from neuralmem.data.faults import LONGEST, Faults, has_surrogates
 from neuralmem.data.handover import hand_over
 from neuralmem.data.readers import ENDLESS, reader, refuse_changed
 from neuralmem.data.sources import Document, Source
@@ -219,8 +219,15 @@ class PackedText(IterableDataset[Batch]):
             return document.tokens
         if not isinstance(document, Document):
             return torch.empty(0, dtype=torch.long)
-        (ids,) = self.tokenizer.encode_batch([document.text])
-        return torch.cat([ids.long(), torch.tensor([self.tokenizer.eos_id])])
+        end, text = torch.tensor([self.tokenizer.eos_id]), document.text
+        if len(text) <= LONGEST:
+            (ids,) = self.tokenizer.encode_batch([text])
+            return torch.cat([ids.long(), end])
+        # In pieces, and half as large in memory: the tokenizer needs many times the text's size.
+        pieces = [
+            self.tokenizer.encode_batch([text[at : at + LONGEST]])[0].int() for at in range(0, len(text), LONGEST)
+        ]
+        return torch.cat([*pieces, end.int()])
 
     def _look(self, document: Document | Unreadable | Tokenized | None) -> Tensor:
         """-> the tokens of a document; keeps an account of what is wrong with it."""
@@ -233,6 +240,8 @@ class PackedText(IterableDataset[Batch]):
             self.faults.note("empty", document.id)
         elif isinstance(document, Document) and (document.replaced or has_surrogates(document.text)):
             self.faults.note("not_utf8", document.id)
+        if isinstance(document, Document) and len(document.text) > LONGEST:
+            self.faults.note("huge", document.id)
         return tokens
 
     def _reopen(self, epoch: int, number: int, offset: int) -> _Cursor:

@@ -203,3 +203,17 @@ def test_bad_input() -> None:
     ]:
         with pytest.raises(UserError, match=message):
             call()
+
+
+@pytest.mark.parametrize("carry", [False, True])
+def test_a_huge_document_is_read_in_pieces_and_counted(carry: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = list(packed(carry))
+    monkeypatch.setattr("neuralmem.data.packing.LONGEST", 20)
+    pieces, faults = packed(carry), []
+    for one, other in zip(pieces, whole, strict=True):
+        faults.append(pieces.state_dict()["faults"])
+        assert one.tokens.dtype == torch.long
+        assert torch.equal(one.tokens, other.tokens)
+        assert torch.equal(one.targets, other.targets)
+    assert faults[-1]["counts"]["huge"] == sum(length > 20 for length in LENGTHS)
+    assert faults[-1]["first"]["huge"] == "1"
