@@ -20,6 +20,7 @@ from neuralmem.state import State
 
 EVERY = 60.0  # seconds between two savings, at least
 _COST = 20  # times as long as a saving takes, the next one waits
+UNFINISHED = "unfinished"  # folder, in that of the results
 
 
 class Bookmark:

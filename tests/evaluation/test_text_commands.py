@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
+from neuralmem.evaluation.bookmark import Bookmark
 from neuralmem.evaluation.cli import main
 from neuralmem.models.causal_lm import CausalLM
 from neuralmem.models.checkpoint import save
@@ -112,6 +113,35 @@ def test_a_file_in_the_place_of_results_is_refused_before_anything_is_asked(
     assert main([command, "--checkpoint", str(runs / "memory"), "--out", str(tmp_path / "out" / "x")]) == 2
     assert capsys.readouterr().err.endswith(f"but {tmp_path / 'out'} is no folder; results need one\n")
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_long_reading_of_babi_goes_on_where_it_was_stopped(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bookmark.__init__, "__defaults__", (0.0, *Bookmark.__init__.__defaults__[1:]))  # type: ignore[index]
+    monkeypatch.setattr("neuralmem.evaluation.bookmark._COST", 0)
+    read, forward = [], CausalLM.forward
+
+    def counted(self: CausalLM, tokens: torch.Tensor, *given: object, **named: object) -> object:
+        if len(read) == stops:
+            raise KeyboardInterrupt
+        read.append(tokens.shape[1])
+        return forward(self, tokens, *given, **named)
+
+    monkeypatch.setattr(CausalLM, "forward", counted)
+    given = ["babi", "--checkpoint", str(runs / "memory"), "--tasks", "qa1", "--lengths", "1k", "--samples", "1"]
+    given += ["--haystack", "grammar", "--ablate", "none", "--stream-chunk", "256"]
+    stops = -1
+    assert main([*given, "--out", str(tmp_path / "whole")]) == 0
+    whole, stops = len(read), len(read) + 3
+    assert main([*given, "--out", str(tmp_path / "parts")]) == 130
+    assert list((tmp_path / "parts" / "unfinished").iterdir())
+    stops = -1
+    assert main([*given, "--out", str(tmp_path / "parts")]) == 0
+    assert len(read) == whole + 3 + whole - 3  # nothing was read twice
+    assert not (tmp_path / "parts" / "unfinished").exists()
+    rows = [json.loads((tmp_path / name / "babi.jsonl").read_text()) for name in ("whole", "parts")]
+    assert {**rows[0], "wall_s": 0} == {**rows[1], "wall_s": 0}
 
 
 @pytest.mark.parametrize(

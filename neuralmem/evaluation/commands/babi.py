@@ -17,6 +17,7 @@ from pathlib import Path
 from neuralmem.evaluation.asking import IDENTITY, ask_missing
 from neuralmem.evaluation.babi import SHOTS, Line, new_tokens, samples, score, summarise, tokenise
 from neuralmem.evaluation.babi_worlds import TASKS
+from neuralmem.evaluation.bookmark import UNFINISHED, Bookmark
 from neuralmem.evaluation.commands.repeated_words import chosen_ablations
 from neuralmem.evaluation.curves import Curve, Curves, write_curves
 from neuralmem.evaluation.haystack import NAMES, open_haystack
@@ -80,16 +81,16 @@ def run(options: argparse.Namespace) -> None:
     journal, rows = Journal(opened.out / "babi.jsonl", IDENTITY), []
     with progress_bar() as (plan, advance):
         plan(sum(len(s.rope) for cell in cells for s in cell) * readings(ablations))
-        reader = Reader(
-            opened.model, opened.tokenizer, opened.stream_chunk, advance, opened.model.config.attention.segment
-        )
+        segment, bookmark = opened.model.config.attention.segment, Bookmark(opened.out / UNFINISHED)
+        reader = Reader(opened.model, opened.tokenizer, opened.stream_chunk, advance, segment, bookmark)
         for cell in cells:
             tokens = options.max_new_tokens or new_tokens(cell)
             rows += ask_missing(cell, ablations, reader, opened.subject, journal, score, tokens, options.batch_size)
+        bookmark.clear()
     lines = summarise(rows)
     notes = [
         f"{haystack.id}, {options.shots} examples; BABILong's score of the greedy answer. Worlds are our own.",
-        reach_note(opened.model.reach) + " Beyond it: the first fact that the answer needs lies farther back.",
+        reach_note(opened.model.reach) + " Beyond it: all facts that the answer needs lie farther back.",
         "Null model: the most frequent answer, named every time. Likeliest label: among those not in the question.",
     ]
     print_lines(f"facts in a long text: {opened.folder}", [_shown(line) for line in lines], notes)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from neuralmem.errors import UserError
 from neuralmem.evaluation.baseline import add_baseline_options, choose, names, open_baseline
+from neuralmem.evaluation.bookmark import UNFINISHED, Bookmark
 from neuralmem.evaluation.commands import niah
 from neuralmem.evaluation.comparison import Contender, compare, print_comparison, to_rows
 from neuralmem.evaluation.comparison_figure import write_figure
@@ -81,7 +82,8 @@ def run(options: argparse.Namespace) -> None:
             plan(planned)
 
         # All are made before the first is asked, so that a choice that cannot be used costs no time.
-        asked = list(entrants(options, settings, opened, others, advance))
+        bookmark = Bookmark(out / UNFINISHED)
+        asked = list(entrants(options, settings, opened, others, advance, bookmark))
         refuse_long_questions(asked, settings, opened, training)
         for entrant in asked:
             rows = run_needles(entrant.settings, entrant.reader, entrant.subject, out, training, begin)
@@ -89,6 +91,7 @@ def run(options: argparse.Namespace) -> None:
                 name = entrant.name if ablation == "none" else f"{entrant.name}, memory {ablation}"
                 own = [row for row in rows if row.ablation == ablation]
                 contenders.append(Contender(name, own, entrant.series if ablation == "none" else name))
+        bookmark.clear()
     outcomes = compare(contenders)
     chosen = choose(options, opened.subject.reach)
     about = f"budget {chosen.budget:,} tokens, passages of {chosen.passage}"
@@ -131,6 +134,7 @@ def entrants(
     opened: Opened,
     others: Sequence[Opened],
     advance: Callable[[int], None],
+    bookmark: Bookmark | None = None,
 ) -> Iterator[Entrant]:
     """The checkpoint under all its ablations, then with every baseline, then the others as they are.
 
@@ -138,7 +142,7 @@ def entrants(
         UserError: a baseline that does not exist or cannot be asked with the checkpoint.
     """
     plain = replace(settings, ablations=("none",))
-    own = make_reader(opened, advance)
+    own = make_reader(opened, advance, bookmark)
     yield Entrant(opened.folder.name, opened.folder.name, own, opened.subject, settings)
     sizes = parse_lengths(options.capacities, option="--capacities") if options.capacities else [options.capacity]
     for name in split_list(options.baselines, "--baselines"):
@@ -151,10 +155,10 @@ def entrants(
         yield Entrant(other.folder.name, other.folder.name, make_reader(other, advance), other.subject, plain)
 
 
-def make_reader(opened: Opened, advance: Callable[[int], None]) -> Reader:
+def make_reader(opened: Opened, advance: Callable[[int], None], bookmark: Bookmark | None = None) -> Reader:
     """The reader of a checkpoint."""
     segment = opened.model.config.attention.segment
-    return Reader(opened.model, opened.tokenizer, opened.stream_chunk, advance, segment)
+    return Reader(opened.model, opened.tokenizer, opened.stream_chunk, advance, segment, bookmark)
 
 
 def open_others(options: argparse.Namespace, opened: Opened) -> list[Opened]:

@@ -26,7 +26,7 @@ from pathlib import Path
 from neuralmem import durable
 from neuralmem.errors import UserError
 from neuralmem.evaluation.baseline import add_baseline_options, choose, names, open_baseline
-from neuralmem.evaluation.bookmark import Bookmark
+from neuralmem.evaluation.bookmark import UNFINISHED, Bookmark
 from neuralmem.evaluation.cell import PROTOCOLS
 from neuralmem.evaluation.comparison import Contender, compare, print_comparison
 from neuralmem.evaluation.haystack import NAMES
@@ -115,7 +115,7 @@ def run(options: argparse.Namespace) -> None:
             write_settings(out, settings, measured)
             plan(tokens)
 
-        segment, bookmark = model.config.attention.segment, Bookmark(out / "unfinished")
+        segment, bookmark = model.config.attention.segment, Bookmark(out / UNFINISHED)
         reader = Reader(model, opened.tokenizer, opened.stream_chunk, advance, segment, bookmark)
         if options.baseline:
             reader, label = open_baseline(options.baseline, reader, choose(options, model.reach))
