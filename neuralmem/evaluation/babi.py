@@ -104,7 +104,7 @@ def samples(
     seed: int,
     shots: int = SHOTS,
 ) -> list[Sample]:
-    """Prompts of one task and length. The needle is the first sentence that the answer needs.
+    """Prompts of one task and length. The needles are the sentences that the answer needs.
 
     Args:
         task: one of qa1 to qa5
@@ -200,7 +200,7 @@ class Line(NamedTuple):
         task, length, ablation: which
         tokens: mean real length of the prompts
         accuracy: over all
-        beyond: over prompts whose first needed fact lies farther from the question than attention's reach
+        beyond: over prompts all of whose needed facts lie farther from the question than attention's reach
         likeliest: share of prompts where the truth is the likeliest label
         null: share of the most frequent answer, which is what naming it every time would score
         chance: mean of one by the number of labels, for `likeliest`

@@ -71,7 +71,9 @@ def measure(
                     for i, row in zip(batch, losses.rows, strict=True)
                 )
             )
-        found += [row for k in keys if (row := journal.find(**k))]
+        # With the document of this call: rows of earlier versions do not name it.
+        named = [(k, one.document) for k, one in zip(keys, rows, strict=True)]
+        found += [row | {"document": document} for k, document in named if (row := journal.find(**k))]
     return found
 
 

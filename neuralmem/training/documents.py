@@ -1,4 +1,5 @@
-"""What was wrong with the documents of a run, said however it ends: how many were empty, unreadable or not UTF-8.
+"""What was wrong with the documents of a run, said when it ends or is stopped: how many were empty, unreadable, huge or
+not UTF-8. With several devices an error of one of them alone ends the run without.
 
 Special: counted by whoever reads, in loader processes too, kept with the place in the data, and so of the whole run,
 however often it was resumed. Counts are of documents read, those read again in a later epoch included.
@@ -16,24 +17,30 @@ from neuralmem.training.ranks import gather
 class Documents(L.Callback):
     """Add up all readers' counts at the end: a line where something was wrong, numbers in the log."""
 
+    def __init__(self) -> None:
+        self.said = False
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._say(trainer, pl_module)
+        total = self._say(trainer, pl_module)
+        found = {f"{kind}_documents": float(total.counts[kind]) for kind in KINDS if kind in total.counts}
+        for logger in trainer.loggers if found else ():
+            logger.log_metrics(found, step=trainer.global_step)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        began = trainer.fit_loop.epoch_loop.batch_progress.total.ready > 0  # else there may be no readers to ask
         # All devices obey a signal together; what else goes wrong may have happened to one of them alone.
-        if trainer.fit_loop._combined_loader and (trainer.world_size == 1 or isinstance(exception, SystemExit)):
+        if began and not self.said and (trainer.world_size == 1 or isinstance(exception, SystemExit)):
             self._say(trainer, pl_module)
 
-    def _say(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _say(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Faults:
+        self.said = True
         total, loader = Faults(), trainer.fit_loop._combined_loader
         for counts in gather(trainer, list(counted(loader and loader._state_dicts()))):
             for one in counts:
                 total.add(Faults.from_dict(one))
         if line := total.line():
             pl_module.print(f"training data: {line}")
-        found = {f"{kind}_documents": float(total.counts[kind]) for kind in KINDS if kind in total.counts}
-        for logger in trainer.loggers if found else ():
-            logger.log_metrics(found, step=trainer.global_step)
+        return total
 
 
 def counted(state: Any) -> Iterator[dict[str, Any]]:

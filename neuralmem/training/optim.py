@@ -140,8 +140,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool = T
     groups = parameter_groups(model, config)
     parts = [_part(name, groups, config, fused) for name in dict.fromkeys(group["algorithm"] for group in groups)]
     optimizer = parts[0] if len(parts) == 1 else Together(parts)
-    optimizer.register_load_state_dict_pre_hook(_refuse_another)
-    optimizer.register_load_state_dict_post_hook(partial(_set_again, _settings(optimizer)))
+    settings = [{name: value for name, value in g.items() if name != "params"} for g in optimizer.param_groups]
+    optimizer.register_load_state_dict_pre_hook(partial(_under, settings))
     # The fused kernel does not count its writes, and a state tells by that count whether its model was trained since.
     changed = [p for group in groups for p in group["params"]]
     optimizer.register_step_post_hook(lambda *_: torch.autograd.graph.increment_version(changed))
@@ -165,8 +165,12 @@ def _part(name: str, groups: list[dict], config: OptimizerConfig, fused: bool) -
     return torch.optim.AdamW(own, lr=config.lr, betas=config.betas, eps=eps, fused=fused)
 
 
-def _refuse_another(optimizer: torch.optim.Optimizer, saved: dict) -> None:
-    """Refuse the state of another optimizer, which torch takes wherever the groups happen to be of the same sizes."""
+def refuse_another(optimizer: torch.optim.Optimizer, saved: dict) -> None:
+    """Refuse the state of another optimizer, which torch takes wherever the groups happen to be of the same sizes.
+
+    Raises:
+        UserError: naming the option that differs, or that the groups do.
+    """
 
     def algorithm(groups: list[dict]) -> str:
         return next((g["algorithm"] for g in groups if g.get("algorithm", "adamw") != "adamw"), "adamw")
@@ -178,20 +182,27 @@ def _refuse_another(optimizer: torch.optim.Optimizer, saved: dict) -> None:
         mine, theirs = of(optimizer.param_groups), of(saved["param_groups"])
         if mine != theirs:
             raise UserError(f"optimizer.{name} is {mine!r}, but the checkpoint is of {theirs!r}; it must be the same")
+    sizes, others = ([len(g["params"]) for g in groups] for groups in (optimizer.param_groups, saved["param_groups"]))
+    if sizes != others:
+        raise UserError(
+            f"the checkpoint's optimizer has groups of {others} parameters, where this version makes {sizes}; "
+            "begin a new run with its weights: --init_from FOLDER"
+        )
 
 
-def _settings(optimizer: torch.optim.Optimizer) -> list[dict]:
-    """What was set for each group, its parameters left out."""
-    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+def _under(settings: list[dict], optimizer: torch.optim.Optimizer, saved: dict) -> dict:
+    """A saved state under this run's settings; learning rates keep their share of the peak.
 
-
-def _set_again(mine: list[dict], optimizer: torch.optim.Optimizer) -> None:
-    """Put a loaded state under the settings `mine`; learning rates keep their share of the peak."""
-    for group, settings in zip(optimizer.param_groups, mine, strict=True):
+    Before torch takes it, which places a state by what its group says (fused or not).
+    """
+    refuse_another(optimizer, saved)
+    groups = []
+    for group, mine in zip(saved["param_groups"], settings, strict=True):
         lr, peak = group["lr"], group.get("initial_lr", group["lr"])
-        if peak != settings["lr"]:
-            lr = lr / peak * settings["lr"]
-        group |= settings | {"lr": lr, "initial_lr": settings["lr"]}
+        if peak != mine["lr"]:
+            lr = lr / peak * mine["lr"]
+        groups.append(group | mine | {"lr": lr, "initial_lr": mine["lr"]})
+    return saved | {"param_groups": groups}
 
 
 class LearningRate(torch.optim.lr_scheduler.LambdaLR):

@@ -2,8 +2,8 @@
 
 Special: a probe changes nothing about the run, neither weights nor random numbers nor the speed that is logged, and one
 that fails costs a line of warning. One that is running when the run is told to stop is given up at the model's next
-call, for whoever sent the signal does not wait long. Every rank runs them, since the weights may be in pieces; the
-first writes.
+call, for whoever sent the signal does not wait long, and asked when the run goes on. Every rank runs them, since the
+weights may be in pieces; the first writes.
 """
 
 import json
@@ -46,7 +46,11 @@ class Probes(L.Callback):
         self.began: int | None = None  # the step that this process began at, until its first
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.began = self.done = trainer.global_step
+        self.began = self.done = step = trainer.global_step
+        if step and step % self.every == 0:  # it was stopped after this step was saved, perhaps before it was asked
+            lines = read_probes(Path(trainer.default_root_dir) / FILE)
+            known = trainer.strategy.broadcast([line["probe"] for line in lines if line["step"] == step])
+            self._ask_all([probe for probe in self.run if probe.name not in known], trainer, pl_module)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
         if self.began is not None:
@@ -61,9 +65,13 @@ class Probes(L.Callback):
 
     def _run(self, trainer: L.Trainer, module: Any) -> None:
         step = trainer.global_step
-        if step == self.done or not self.run:
+        if step != self.done:
+            self.done = step
+            self._ask_all(self.run, trainer, module)
+
+    def _ask_all(self, some: list[Probe], trainer: L.Trainer, module: Any) -> None:
+        if not some:
             return
-        self.done = step
         meters = [callback for callback in trainer.callbacks if isinstance(callback, Meter)]  # type: ignore[attr-defined]
         for meter in meters:
             meter.pause()
@@ -72,15 +80,17 @@ class Probes(L.Callback):
         module.eval()
         gathered(module.model, True)  # a state is made of whole weights
         try:
-            for probe in self.run:
-                self._ask(probe, tokenizer, trainer, module)
+            for probe in some:
+                if not self._ask(probe, tokenizer, trainer, module):
+                    break
         finally:
             gathered(module.model, False)
             module.train(was)
             for meter in meters:
                 meter.go_on()
 
-    def _ask(self, probe: Probe, tokenizer: Any, trainer: L.Trainer, module: Any) -> None:
+    def _ask(self, probe: Probe, tokenizer: Any, trainer: L.Trainer, module: Any) -> bool:
+        """False: the run was told to stop meanwhile."""
         begin = time.perf_counter()
         signals = [callback for callback in trainer.callbacks if isinstance(callback, Signals)]  # type: ignore[attr-defined]
 
@@ -94,17 +104,18 @@ class Probes(L.Callback):
                 reading = probe(module.model, tokenizer, self.data)
         except _ToldToStopError:
             module.print(f"probe {probe.name} was given up at step {trainer.global_step:,}: told to stop")
-            return
+            return False
         except Exception as error:
             what = " ".join(str(error).split()) or type(error).__name__
             module.print(f"warning: probe {probe.name} failed at step {trainer.global_step:,}: {what}")
-            return
+            return True
         finally:
             watch.remove()
         seconds = time.perf_counter() - begin
         shown = ", ".join(f"{name} {value:.3g}" for name, value in reading.values.items())
         module.print(f"step {trainer.global_step:,}: {probe.name}: {shown} ({seconds:.1f} s)")
-        for logger in trainer.loggers:
+        # What is asked when a run goes on is of a step whose row the log has written, and will not write again.
+        for logger in trainer.loggers if trainer.global_step != self.began else ():
             values = {f"probe/{probe.name}/{name}": value for name, value in reading.values.items()}
             logger.log_metrics(values, step=trainer.global_step)
         if trainer.is_global_zero:
@@ -115,6 +126,7 @@ class Probes(L.Callback):
                     file.write(json.dumps(line) + "\n")
             except OSError as error:
                 module.print(f"warning: {FILE} was not written: {reason(error)}")
+        return True
 
 
 def _keep_until(step: int, path: Path) -> None:

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from neuralmem.errors import UserError
 from neuralmem.memory._memory import Memory
 from neuralmem.models.causal_lm import CausalLM
+from neuralmem.training.optim import refuse_another
 
 NAME = "fsdp2"
 
@@ -47,6 +48,7 @@ class Sharded(ModelParallelStrategy):
         options = StateDictOptions(full_state_dict=True)
         set_model_state_dict(self.model, checkpoint["state_dict"], options=options)
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            refuse_another(optimizer, saved)  # before numbers become names of this optimizer's parameters
             by_name = _rekeyed(saved, dict(enumerate(self._names(optimizer))))
             set_optimizer_state_dict(self.model, optimizer, by_name, options=options)
         return checkpoint

@@ -214,21 +214,53 @@ def test_going_on_from_a_saved_state_is_exact(name: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("name", NAMES)
 def test_a_loaded_state_does_not_bring_its_settings(name: str) -> None:
     """torch takes learning rate, decay and all the rest from the state, so that new settings would do nothing."""
-    before = OptimizerConfig(name=name, lr=1e-2, gate_lr=2.0)
-    optimizer = make_optimizer(tiny(), before)
-    schedule = LearningRate(optimizer, lambda step: 0.5)
-    read(tiny(), optimizer, 1)
+    model = tiny()
+    optimizer = make_optimizer(model, OptimizerConfig(name=name, lr=1e-2, gate_lr=2.0))
+    schedule = LearningRate(optimizer, lambda step: 1 / (step + 1))
+    for _ in range(3):
+        read(model, optimizer, 1)
+        schedule.step()
     after = OptimizerConfig(name=name, lr=1e-3, gate_lr=1.0, weight_decay=0.0, **CHOSEN[name] | KEPT.get(name, {}))
     resumed, expected = make_optimizer(tiny(), after), make_optimizer(tiny(), after)
-    again = LearningRate(resumed, lambda step: 0.5)
+    again = LearningRate(resumed, lambda step: 1 / (step + 1))
     resumed.load_state_dict(optimizer.state_dict())
     again.load_state_dict(schedule.state_dict())
-    LearningRate(expected, lambda step: 0.5)
+    LearningRate(expected, lambda step: 1 / (step + 1))
     for mine, wanted in zip(resumed.param_groups, expected.param_groups, strict=True):
-        assert {k: v for k, v in mine.items() if k != "params"} == {k: v for k, v in wanted.items() if k != "params"}
-    assert again.base_lrs == [1e-3] * len(again.base_lrs)
-    assert again.get_last_lr() == pytest.approx([5e-4] * len(again.base_lrs))
-    assert again.last_epoch == schedule.last_epoch
+        named = {"params", "lr"}
+        assert {k: v for k, v in mine.items() if k not in named} == {k: v for k, v in wanted.items() if k not in named}
+        assert mine["lr"] == pytest.approx(1e-3 / 4)
+    saved, loaded = (one.state_dict()["state"] for one in (optimizer, resumed))
+    assert saved.keys() == loaded.keys() != set()
+    for number, state in saved.items():
+        assert all(torch.equal(x, loaded[number][key]) for key, x in state.items() if isinstance(x, torch.Tensor))
+    assert (again.last_epoch, again.base_lrs) == (3, [1e-3] * len(again.base_lrs))
+    again.step()
+    assert again.get_last_lr() == pytest.approx([1e-3 / 5] * len(again.base_lrs))
+
+
+def test_a_state_is_placed_by_this_runs_settings_and_not_by_its_own() -> None:
+    """Fused AdamW keeps its step counts where its parameters are, the plain one on the CPU."""
+    model = tiny()
+    optimizer = make_optimizer(model, OptimizerConfig(), fused=False)
+    read(model, optimizer, 1)
+    seen = []
+    resumed = make_optimizer(tiny(), OptimizerConfig(), fused=True)
+    resumed.register_load_state_dict_pre_hook(lambda _, state: seen.extend(g["fused"] for g in state["param_groups"]))
+    resumed.load_state_dict(optimizer.state_dict())
+    assert seen == [True] * len(resumed.param_groups)
+
+
+def test_a_state_of_an_earlier_grouping_is_refused() -> None:
+    """Gates were once in the group of all that does not decay, where their rate was that of the others."""
+    optimizer = make_optimizer(tiny(), OptimizerConfig())
+    state = optimizer.state_dict()
+    merged = [g for g in state["param_groups"] if not g["weight_decay"]]
+    others = [g for g in state["param_groups"] if g["weight_decay"]]
+    assert len(merged) == 2
+    whole = merged[0] | {"params": [p for g in merged for p in g["params"]]}
+    with pytest.raises(UserError, match=r"groups of \[.*\] parameters, where this version makes .*--init_from FOLDER"):
+        optimizer.load_state_dict({"state": {}, "param_groups": [whole, *others]})
 
 
 def test_a_momentum_of_another_width_is_refused() -> None:

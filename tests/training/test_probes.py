@@ -39,12 +39,16 @@ class Noisy(Probe):
 
 
 class Endless(Probe):
-    """Never done; while it runs, the process is told to stop."""
+    """Never done; while it runs, the process is told to stop. The second time it is."""
 
     name = "endless"
+    asked = 0
 
     def __call__(self, model: Any, tokenizer: Any, data: Mapping[str, Any]) -> Reading:
         model(torch.zeros(1, 4, dtype=torch.long))
+        Endless.asked += 1
+        if Endless.asked > 1:
+            return Reading({"x": 2.5}, ("tokens", "y"), {})
         os.kill(os.getpid(), signal.SIGTERM)
         for _ in range(10_000):
             model(torch.zeros(1, 4, dtype=torch.long))
@@ -111,15 +115,21 @@ def test_a_probe_that_fails_is_a_line_of_warning(
 def test_a_run_that_is_told_to_stop_gives_up_its_probe(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    (tmp_path / "probes.yaml").write_text(f"probes: {{every: 4, run: [{{class_path: {HERE}.Endless}}]}}")
+    names = (f"{{class_path: {HERE}.{name}}}" for name in ("Endless", "Noisy"))
+    (tmp_path / "probes.yaml").write_text(f"probes: {{every: 4, run: [{', '.join(names)}]}}")
+    options = ["--config", str(tmp_path / "probes.yaml"), "--checkpoint.every", "4"]  # saved before it is asked
     with pytest.raises(SystemExit) as stop:
-        train("transformer", "a", "--config", str(tmp_path / "probes.yaml"))
+        train("transformer", "a", *options)
     assert stop.value.code == 128 + signal.SIGTERM
     said = capsys.readouterr().err
     assert "probe endless was given up at step 4: told to stop" in said
     assert "SIGTERM: step 4 is saved" in said
+    assert not (tmp_path / "a" / "probes.jsonl").exists()
     whole = train("transformer", "whole")
-    assert losses(train("transformer", "a", "--resume", "auto")) == losses(whole)
+    run = train("transformer", "a", *options, "--resume", "auto")
+    assert losses(run) == losses(whole)
+    asked = [(line["step"], line["probe"]) for line in read_probes(run / "probes.jsonl")]
+    assert asked == [(step, name) for step in (4, 8, 10) for name in ("endless", "noisy")]
 
 
 def losses(run: Path) -> list[float]:
