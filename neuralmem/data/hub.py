@@ -195,18 +195,19 @@ class _Kept:
         self._found: list[Document | Unreadable] = []
         self._room = KEPT_CHARACTERS
         self._rest: Iterator[Document | Unreadable] | None = None
+        self._whole = False  # nothing follows what was found
 
     def __iter__(self) -> Iterator[Document | Unreadable]:
         number = 0
         while number < len(self._found) or self._go_on():
             yield self._found[number]
             number += 1
-        if self._room <= 0:
+        if not self._whole and self._room <= 0:
             yield from islice(self._read(), number, None)
 
     def _go_on(self) -> bool:
         """Keep one document more. -> False if there is none, or no room."""
-        if self._room <= 0:
+        if self._whole or self._room <= 0:
             return False
         try:
             self._rest = self._rest or islice(self._read(), len(self._found), None)
@@ -215,7 +216,7 @@ class _Kept:
             self._rest = None  # a generator that broke says afterwards that it is done
             raise
         if document is None:
-            self._rest = None
+            self._rest, self._whole = None, True
             return False
         self._found.append(document)
         self._room -= len(document.text) if isinstance(document, Document) else 0

@@ -267,7 +267,7 @@ class NeedleData(_Synthetic, DataModule):
         placing: "scattered" through the row, or facts in "front" and questions behind
         text_weight: loss weight of the text relative to that of the answers
         text_share: part of the text tokens, chosen at random, that are targets; fewer make a step cheaper
-        decoys: lines of a word and a number that are never asked for, per thousand tokens on average
+        decoys: lines of a word and a number that are never asked for, per thousand tokens of text on average
         batch_tokens: tokens per batch and device
         num_workers: loader processes
         seed: of all that is drawn

@@ -163,8 +163,8 @@ class Needles(Curriculum):
         placing: "scattered" or "front"
         text_weight: loss weight of the text relative to the answers; the values of facts have none
         text_share: part of the text tokens, chosen at random, that are targets; fewer make a step cheaper
-        decoys: lines with a word and a number that are no facts and never asked for, per thousand tokens of a row on
-            average, so that not every number is worth remembering
+        decoys: lines with a word and a number that are no facts and never asked for, per thousand tokens of the text
+            between facts, on average, so that not every number is worth remembering; no word is a key of the row
         new_keys: validation asks for held-out keys instead of held-out pairs of known keys
         options: see `Curriculum`
 
@@ -280,7 +280,8 @@ class Needles(Curriculum):
         asked = rng.permutation(max(layout.facts, layout.questions))[: layout.questions] % layout.facts
         for n, i in enumerate(asked.tolist()):
             needles.append((self._part(form, "question", keys[i]), self._part(form, "answer", values[i]), n))
-        text, about = self._text_between(rng, layout.length - sum(len(q) + len(a) for q, a, _ in needles))
+        taken = {i for key in words for i in key}
+        text, about = self._text_between(rng, layout.length - sum(len(q) + len(a) for q, a, _ in needles), taken)
         pieces, groups, last, tail = [], [], 0, self._tail(form)
         for place, (question, answer, group) in zip(self._places(rng, text, layout), needles, strict=True):
             pieces += [text[last:place], question, answer]
@@ -289,11 +290,11 @@ class Needles(Curriculum):
             last = place
         return np.concatenate(pieces), np.concatenate(groups)
 
-    def _text_between(self, rng: np.random.Generator, length: int) -> tuple[np.ndarray, np.ndarray]:
+    def _text_between(self, rng: np.random.Generator, length: int, taken: set[int]) -> tuple[np.ndarray, np.ndarray]:
         """-> tokens Int[length] of the haystack with decoys at line starts (half of it at most), groups Int[length]."""
         if not self.decoys:
             return self._passage(rng, length), np.full(length, -1)
-        decoys = self._draw_decoys(rng, length)
+        decoys = self._draw_decoys(rng, length, taken)
         text = self._passage(rng, length - sum(map(len, decoys)))
         places = np.sort(rng.choice(np.append(np.flatnonzero(self._breaks[text[:-1]]) + 1, 0), len(decoys)))
         pieces, groups, last = [], [], 0
@@ -305,14 +306,15 @@ class Needles(Curriculum):
         groups.append(np.full(len(text) - last, -1))
         return np.concatenate(pieces), np.concatenate(groups)
 
-    def _draw_decoys(self, rng: np.random.Generator, length: int) -> list[np.ndarray]:
-        """-> lines of a word and a number of one to eight digits, at most half of `length` tokens in all."""
+    def _draw_decoys(self, rng: np.random.Generator, length: int, taken: set[int]) -> list[np.ndarray]:
+        """-> lines of a word that is not taken and a number of one to eight digits, at most half of `length` tokens."""
         decoys, room = [], length // 2
         for _ in range(rng.poisson(self.decoys * length / 1000)):
             number = int(rng.integers(10 ** int(rng.integers(1, 9))))
-            line = DECOYS[int(rng.integers(len(DECOYS)))].format(
-                word=self.keys[int(rng.integers(len(self.keys)))], number=number
-            )
+            form, word = DECOYS[int(rng.integers(len(DECOYS)))], int(rng.integers(len(self.keys)))
+            if word in taken:  # it would tell a key another value
+                continue
+            line = form.format(word=self.keys[word], number=number)
             decoy = np.array(self.tokenizer.encode(line))
             if (room := room - len(decoy)) < 0:
                 break

@@ -125,25 +125,28 @@ def rows_of(
         parts += [HeldOutRow(row, "part", name) for row in others[: rows - len(parts)]]
         if len(beginnings) == rows:
             break
-    joined = _cut([i for text in rest for i in encode(text)], length + 1)
-    if shuffled is not None:
-        joined = list(_joined_and_shuffled(rest, encode, length + 1, shuffled))
+    joined = _joined(rest, encode, length + 1, shuffled)
     last = (HeldOutRow(torch.tensor(row), "joined", f"joined {n}") for n, row in enumerate(joined))
     yield from islice(chain(beginnings, parts, last), rows)
 
 
-def _joined_and_shuffled(
-    texts: Iterable[str], encode: Callable[[str], list[int]], size: int, seed: int
+def _joined(
+    texts: Iterable[str], encode: Callable[[str], list[int]], size: int, shuffled: int | None
 ) -> Iterator[list[int]]:
-    """As many texts as fill a row, the lines of all of them in random order; else where a text stands would count."""
+    """Rows of short texts: one after the other; or, shuffled, as many as fill a row and the lines of all of them in
+    random order, for else where a text stands would count."""
+    ids: list[int] = []
     group: list[str] = []
-    tokens = 0
     for text in texts:
+        ids += encode(text)
         group.append(text)
-        tokens += len(encode(text))
-        if tokens >= size and len(ids := encode(shuffled_lines("\n".join(group), seed))) >= size:
-            yield ids[:size]
-            group, tokens = [], 0
+        if shuffled is None:
+            while len(ids) >= size:
+                yield ids[:size]
+                ids = ids[size:]
+        elif len(ids) >= size and len(mixed := encode(shuffled_lines("\n".join(group), shuffled))) >= size:
+            yield mixed[:size]
+            ids, group = [], []
 
 
 def _cut(ids: list[int], size: int) -> list[list[int]]:

@@ -12,7 +12,7 @@ import torch
 ALTERED = 1e-12  # difference of a logit in float64 that is more than rounding between rows of a batch
 TEXTS, PLACES = 2, 8
 WORK = 1e12  # tokens times parameters, seconds to a minute; what takes more is not measured
-FASTER = 50  # an accelerator, in float64 too
+FASTER = 20  # an accelerator; not measured: at a tenth of a teraflop in float64, the slowest, a few minutes
 LOGITS = 1 << 25  # float64 numbers at once
 
 

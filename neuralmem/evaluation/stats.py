@@ -7,6 +7,7 @@ uniformly placed needles, and several published rows are exactly that), here of 
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 Z95 = 1.959963984540054  # two-sided 95% quantile of the normal distribution
@@ -76,7 +77,18 @@ def clustered(hits: Sequence[float], sizes: Sequence[int]) -> Share:
 
 
 def student(freedom: int, z: float = Z95) -> float:
-    """Student's quantile for the normal one, by its expansion in 1 / freedom (Abramowitz and Stegun 26.7.5)."""
+    """Student's quantile for the normal one: exact for 1 and 2 degrees of freedom, else by its expansion in 1 / freedom
+    (Abramowitz and Stegun 26.7.5).
+
+    Example:
+        >>> [round(student(freedom), 2) for freedom in (1, 2, 7, 100)]
+        [12.71, 4.3, 2.36, 1.98]
+    """
+    tail = 2 * NormalDist().cdf(z) - 1  # what lies between -z and z
+    if freedom == 1:
+        return math.tan(math.pi * tail / 2)
+    if freedom == 2:
+        return tail * math.sqrt(2 / (1 - tail**2))
     first = (z**3 + z) / 4
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384

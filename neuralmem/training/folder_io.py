@@ -133,12 +133,16 @@ def changes(folder: Path, config: str) -> list[str]:
     before = _flat(yaml.safe_load((folder / "config.yaml").read_text())) | _flat({"code": made_by})
     now = _flat(yaml.safe_load(config)) | _flat({"code": code_version()})
     named = [name for name in dict.fromkeys([*before, *now]) if name.partition(".")[0] not in ABOUT_THE_START]
-    return [f"{name} {before.get(name)} -> {now.get(name)}" for name in named if before.get(name) != now.get(name)]
+    # An option that one of them lacks says nothing: versions differ, or it is of another class, which is named.
+    both = [name for name in named if name in before and name in now]
+    return [f"{name} {before[name]} -> {now[name]}" for name in both if before[name] != now[name]]
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
-    if not isinstance(value, dict):
+    if isinstance(value, list):
+        value = {str(number): inner for number, inner in enumerate(value)}
+    if not isinstance(value, dict) or not value:
         return {name: value}
     return {k: x for key, inner in value.items() for k, x in _flat(inner, f"{name}.{key}" if name else key).items()}
 

@@ -210,6 +210,13 @@ def test_decoys_are_lines_of_the_text_that_nothing_asks_for() -> None:
         options = {"batch_tokens": 65536, "text_weight": 0.2, "decoys": decoys}
         return next(iter(Needles(stages, tokenizer=tokenizer, haystack=haystack, form=form, **options)))  # type: ignore[arg-type]
 
+    alike = NeedleFormat("{key} is {value}.\n", key_tokens=0)
+    few = Needles(stages, tokenizer=tokenizer, haystack=haystack, form=alike, keys=list("abcdef"), decoys=50.0)
+    for tokens in next(iter(few)).tokens:
+        said = re.findall(r"^([a-f]) is (\d+)\.$", tokenizer.decode(tokens), re.MULTILINE)
+        values = {key: {value for other, value in said if other == key} for key, _ in said}
+        assert sum(len(some) == 1 for some in values.values()) >= 4  # no decoy tells a key of the row another value
+
     batch, counts = drawn(5.0), []
     for tokens, targets in zip(batch.tokens, batch.targets, strict=True):
         text = tokenizer.decode(tokens)
