@@ -92,7 +92,7 @@ def _remarks(
     if not cells:
         lengths = ", ".join(short(length) for length in sorted({cell.length for cell in task}))
         remarks.append(f"Length: no table kept here has {group.length:,} tokens, only {lengths}.")
-    if training is None:
+    if training is None or training.facts is None:
         remarks.append("Training: not known of this checkpoint; facts in its training would make this another test.")
     elif training.facts:
         remarks.append(

@@ -44,7 +44,7 @@ class TrainingData:
         source: the text trained on, as `open_source` takes it; where keys are found
         form: format of facts, and the pairs held out
         keys: the curriculum's last stage used so many keys; 0: all
-        facts: whether facts and questions about them were trained on, not text alone
+        facts: whether facts and questions about them were trained on, not text alone; None: not known
     """
 
     length: int | None = None
@@ -53,7 +53,7 @@ class TrainingData:
     source: str | tuple[str, ...] | dict[str, float] = "builtin"
     form: NeedleFormat = field(default_factory=lambda: NeedleFormat(key_tokens=0))
     keys: int = 0
-    facts: bool = False
+    facts: bool | None = None
 
 
 def read_training_data(checkpoint: str | Path) -> TrainingData:

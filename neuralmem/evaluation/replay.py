@@ -79,19 +79,19 @@ def read_command(out: Path) -> tuple[str, list[str]]:
 
 
 def asked_checkpoint(out: Path) -> Path:
-    """The checkpoint that the results of eval.py niah in a folder are of: that around it, or what its command names.
+    """The checkpoint that the results of eval.py niah in a folder are of: what its command names, or that around it.
 
     Raises:
         UserError: the folder does not say, or that checkpoint is not there.
     """
-    around = out.resolve().parent
-    if not (around / CONFIG).is_file() and (out / MACHINE).is_file():
+    places = [out.resolve().parent]
+    if (out / MACHINE).is_file():
         name, arguments = read_command(out)
-        with contextlib.suppress(UserError):
-            around = locate(parse(name, arguments).checkpoint)
-    if not (around / CONFIG).is_file():
-        raise UserError(f"--out is {str(out)!r}, which does not say what was asked; give --checkpoint RUN")
-    return around
+        with contextlib.suppress(UserError):  # it may be elsewhere by now
+            places.insert(0, locate(parse(name, arguments).checkpoint))
+    if found := next((place for place in places if (place / CONFIG).is_file()), None):
+        return found
+    raise UserError(f"--out is {str(out)!r}, which does not say what was asked; give --checkpoint RUN")
 
 
 @contextlib.contextmanager

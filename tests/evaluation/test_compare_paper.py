@@ -96,11 +96,12 @@ def test_training_and_tokens_that_part_them_are_said() -> None:
 
     assert "Training: not known" in said(None)
     assert "Training: the checkpoint learned to answer questions about facts" in said(TrainingData(facts=True))
-    assert "Training" not in said(TrainingData())
+    assert "Training: not known" in said(TrainingData())
+    assert "Training" not in said(TrainingData(facts=False))
     assert "here a token is a byte" in said(None, tokenizer_sha256=ByteTokenizer().fingerprint)
     assert "here a token is a byte" not in said(None, tokenizer_sha256="0" * 64)
     assert read_training_data("neuralmem/mag-tiny").facts
-    assert not from_arguments({"sequence_length": 512, "source": "stdlib"}).facts
+    assert from_arguments({"sequence_length": 512, "source": "stdlib"}).facts is False
 
 
 def test_words_and_uuids_are_never_in_one_table() -> None:

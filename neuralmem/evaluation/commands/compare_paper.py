@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from neuralmem import durable
+from neuralmem.durable import manifest
 from neuralmem.errors import UserError
 from neuralmem.evaluation.compare_paper import compare, draw, print_comparisons, table_rows
 from neuralmem.evaluation.pictures import save
@@ -17,6 +18,7 @@ from neuralmem.evaluation.recall import read_training_data
 from neuralmem.evaluation.replay import asked_checkpoint
 from neuralmem.evaluation.rows import read_results
 from neuralmem.evaluation.tables import screen, write_csv
+from neuralmem.models.weights import fingerprint
 
 EXAMPLES = """example
   python eval.py compare-paper --out runs/mac_170m/niah
@@ -41,10 +43,12 @@ def run(options: argparse.Namespace) -> None:
         UserError: rows that cannot be read, or of several checkpoints.
     """
     results = Path(options.out)
-    training = None
-    with contextlib.suppress(UserError):  # the checkpoint may be elsewhere by now
-        training = read_training_data(asked_checkpoint(results))
-    comparisons = compare(read_results(results), training)
+    asked, training = read_results(results), None
+    with contextlib.suppress(UserError, KeyError):  # the checkpoint may be elsewhere by now, or another one
+        folder = asked_checkpoint(results)
+        if {row.ckpt_sha256 for row in asked} == {fingerprint(json.loads(manifest(folder) or b"{}")["files"])}:
+            training = read_training_data(folder)
+    comparisons = compare(asked, training)
     print_comparisons(comparisons, screen())
     out = results / "compare_paper"  # of its own, so that the report of the results stays theirs
     out.mkdir(exist_ok=True)
