@@ -20,7 +20,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,8 +140,28 @@ def ask(name: str) -> None:
             call("eval.py", *question.command, "--checkpoint", str(RUNS / name), "--out", str(out))
 
 
+def differs(given: Any, resolved: Any, name: str = "") -> Iterator[str]:
+    """What a config sets otherwise than the resolved one of a run has it, a line each."""
+    if isinstance(given, dict) and isinstance(resolved, dict):
+        for key, value in given.items():
+            yield from differs(value, resolved.get(key), f"{name}.{key}".lstrip("."))
+    elif isinstance(given, list) and isinstance(resolved, list) and len(given) == len(resolved):
+        for number, pair in enumerate(zip(given, resolved, strict=True)):
+            yield from differs(*pair, f"{name}.{number}")
+    elif given != (resolved.rpartition(".")[2] if name.endswith("class_path") else resolved):
+        yield f"{name} is {given!r}, the run had {resolved!r}"
+
+
 def ship(name: str) -> None:
-    """Put a model into the package, with what it was made with."""
+    """Put a model into the package, with what it was made with.
+
+    Raises:
+        SystemExit: a run was made with other settings than its config has now.
+    """
+    for part in parts(name):
+        config, resolved = (yaml.safe_load(file.read_text()) for file in (config_of(part), RUNS / part / "config.yaml"))
+        if problem := next(differs(config, resolved), None):
+            raise SystemExit(f"{config_of(part)} is not what made {RUNS / part}: {problem}")
     run, folder = RUNS / name, FOLDER / name
     model, tokenizer = load(run)
     shutil.rmtree(folder, ignore_errors=True)
