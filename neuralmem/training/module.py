@@ -25,7 +25,7 @@ from neuralmem.state import State
 from neuralmem.training.faults import restart_broken
 from neuralmem.training.loss import token_loss, write_price
 from neuralmem.training.optim import LearningRate, OptimizerConfig, learning_rate, make_optimizer
-from neuralmem.training.ranks import gather, own, same_readers
+from neuralmem.training.ranks import gather_to_first, own, same_readers
 from neuralmem.training.sharding import gathered, shard
 
 SPREAD = ("adamw", "muon")  # optimizers that work on parts of a matrix, or gather them
@@ -124,7 +124,7 @@ class LanguageModel(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the carried memory: without it a resumed run would forget the documents it is in the middle of."""
         mine = None if self.carried is None else dict(self.carried.items())
-        checkpoint["carried"] = gather(self.trainer, mine)
+        checkpoint["carried"] = gather_to_first(self.trainer, mine)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the carried memory back; other readers begin the documents that were being read with a fresh memory."""

@@ -14,6 +14,7 @@ from typing import Any
 import lightning.pytorch as L
 import numpy as np
 import torch
+from torch import distributed
 from torch.utils._pytree import tree_map_only
 
 from neuralmem.data.handover import positions
@@ -21,15 +22,37 @@ from neuralmem.durable import manifest
 from neuralmem.errors import UserError
 from neuralmem.training.meter import Meter
 
+_plain_groups: dict[Any, Any] = {}
+
 
 def gather(trainer: L.Trainer, mine: Any) -> list[Any]:
     """Every rank's value, on every rank."""
     everyone = [mine] * trainer.world_size
     if trainer.world_size > 1:
-        # From the CPU: tensors of a GPU would arrive on that rank's, and all of them on every one.
-        mine = tree_map_only(torch.Tensor, lambda x: x.cpu(), mine)
-        torch.distributed.all_gather_object(everyone, mine)
+        distributed.all_gather_object(everyone, _on_cpu(mine), group=_plain_group())
     return everyone
+
+
+def gather_to_first(trainer: L.Trainer, mine: Any) -> list[Any]:
+    """Every rank's value on the first, nothing on the others: for what is large, and only written down."""
+    if trainer.world_size == 1:
+        return [mine]
+    everyone: list[Any] = [None] * trainer.world_size if trainer.is_global_zero else []
+    distributed.gather_object(_on_cpu(mine), everyone or None, dst=0, group=_plain_group())
+    return everyone
+
+
+def _on_cpu(value: Any) -> Any:
+    """Tensors of a GPU would arrive on that rank's, and all of them on every one."""
+    return tree_map_only(torch.Tensor, lambda x: x.cpu(), value)
+
+
+def _plain_group() -> Any:
+    """All ranks, exchanging on the CPU: with NCCL every GPU would hold the values of all. Asked for by all at once."""
+    world = distributed.group.WORLD
+    if distributed.get_backend() != "gloo" and world not in _plain_groups:
+        _plain_groups[world] = distributed.new_group(backend="gloo")
+    return _plain_groups.get(world, world)
 
 
 def own(trainer: L.Trainer, everyone: list[Any] | None) -> Any:
