@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from neuralmem.evaluation.pictures import GREY, INK, PAPER, REACH, save, short
+from neuralmem.evaluation.pictures import GREY, INK, PAPER, REACH, fit, save, short
 from neuralmem.evaluation.rows import Row
 from neuralmem.evaluation.summary import CONTROLS, Grid, is_counted, score
 
@@ -139,9 +139,9 @@ def _words(figure: Any, rows: Sequence[Row], checkpoint: str, height: float) -> 
     figure.text(left, 1 - 0.34 / height, row.task, fontsize=14, weight="bold", color=INK, va="center")
     measure = "exact answers" if row.task == "recall" else "answers found"
     about = f"{measure}, %  ·  haystack {row.haystack_id}  ·  {row.protocol} lengths  ·  n = {n} per length"
-    figure.text(left, 1 - 0.62 / height, f"{checkpoint}  ·  {about}", fontsize=8, color=GREY, va="center")
+    fit(figure.text(left, 1 - 0.62 / height, f"{checkpoint}  ·  {about}", fontsize=8, color=GREY, va="center"))
     note = _note(row, {r.beyond_window for r in plain})
-    figure.text(left, 0.2 / height, note, fontsize=8, color=REACH, va="center")
+    fit(figure.text(left, 0.2 / height, note, fontsize=8, color=REACH, va="center"))
 
 
 def _note(row: Row, beyond: set[bool]) -> str:

@@ -20,7 +20,17 @@ def write_titles(figure: Any, title: str, about: str) -> None:
     """Put a title, large, and what it is about, small, on top of a figure whose panel begins at a tenth of it."""
     height = figure.get_figheight()
     figure.text(0.1, 1 - 0.25 / height, title, fontsize=13, weight="bold", color=INK, va="center")
-    figure.text(0.1, 1 - 0.49 / height, about, fontsize=8, color=GREY, va="center")
+    fit(figure.text(0.1, 1 - 0.49 / height, about, fontsize=8, color=GREY, va="center"))
+
+
+def fit(line: Any) -> None:
+    """Smaller letters for a line that would run out of its picture at the right."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
+
+    edges = line.get_window_extent(FigureCanvasAgg(line.figure).get_renderer())
+    room = line.figure.bbox.width * 0.99 - edges.x0
+    if edges.width > room:
+        line.set_fontsize(line.get_fontsize() * room / edges.width)
 
 
 def dress(axes: Any, x: str, y: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 
 from neuralmem.evaluation.heatmap import draw, write_heatmaps
@@ -149,6 +150,14 @@ def test_heat_map_says_what_it_shows() -> None:
     assert [axes.get_title(loc="left") for axes in controls] == ["memory frozen", "memory off", "memory reset"]
     labels = [label.get_text() for label in main.get_xticklabels()]
     assert labels == ["1k\nnull 25%", "4k\nnull 6%"]
+
+
+def test_no_line_runs_out_of_a_narrow_picture() -> None:
+    """A name with its hash is longer than a picture of one length is wide."""
+    some = [replace(row, haystack_id="a-name-as-long-as-they-come:0123abcd") for row in rows()]
+    figure = draw([row for row in some if row.nominal_len == some[0].nominal_len], GRID, "a checkpoint of some name")
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    assert all(text.get_window_extent(renderer).x1 <= figure.bbox.width for text in figure.texts)
 
 
 def test_reach_line_parts_cells_in_reach_from_those_beyond() -> None:
