@@ -28,7 +28,7 @@ def fit(line: Any) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
 
     edges = line.get_window_extent(FigureCanvasAgg(line.figure).get_renderer())
-    room = line.figure.bbox.width * 0.99 - edges.x0
+    room = line.figure.bbox.width * 0.96 - edges.x0  # letters do not shrink quite as much as their size
     if edges.width > room:
         line.set_fontsize(line.get_fontsize() * room / edges.width)
 
