@@ -20,7 +20,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ import yaml
 from neuralmem.data.sources import open_source
 from neuralmem.models.checkpoint import load, save
 from neuralmem.models.pretrained import FOLDER
+from neuralmem.models.weights import weights_of
+from neuralmem.training.folder_io import differing
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "checkpoints"
@@ -140,16 +142,13 @@ def ask(name: str) -> None:
             call("eval.py", *question.command, "--checkpoint", str(RUNS / name), "--out", str(out))
 
 
-def differs(given: Any, resolved: Any, name: str = "") -> Iterator[str]:
-    """What a config sets otherwise than the resolved one of a run has it, a line each."""
-    if isinstance(given, dict) and isinstance(resolved, dict):
-        for key, value in given.items():
-            yield from differs(value, resolved.get(key), f"{name}.{key}".lstrip("."))
-    elif isinstance(given, list) and isinstance(resolved, list) and len(given) == len(resolved):
-        for number, pair in enumerate(zip(given, resolved, strict=True)):
-            yield from differs(*pair, f"{name}.{number}")
-    elif given != (resolved.rpartition(".")[2] if name.endswith("class_path") else resolved):
-        yield f"{name} is {given!r}, the run had {resolved!r}"
+def unlike(config: Any, resolved: Any) -> list[str]:
+    """What a config sets otherwise than the resolved one of a run, which names classes by their whole path."""
+    return [
+        f"{name} is {wanted!r}, the run had {had!r}"
+        for name, wanted, had in differing(config, resolved)
+        if not (name.endswith("class_path") and str(had).endswith(f".{wanted}"))
+    ]
 
 
 def ship(name: str) -> None:
@@ -160,8 +159,8 @@ def ship(name: str) -> None:
     """
     for part in parts(name):
         config, resolved = (yaml.safe_load(file.read_text()) for file in (config_of(part), RUNS / part / "config.yaml"))
-        if problem := next(differs(config, resolved), None):
-            raise SystemExit(f"{config_of(part)} is not what made {RUNS / part}: {problem}")
+        if problems := unlike(config, resolved):
+            raise SystemExit(f"{config_of(part)} is not what made {RUNS / part}: {problems[0]}")
     run, folder = RUNS / name, FOLDER / name
     model, tokenizer = load(run)
     shutil.rmtree(folder, ignore_errors=True)
@@ -181,7 +180,7 @@ def made(name: str) -> dict[str, Any]:
         "command": " && ".join(f"python train.py {' '.join(options_of(part))}" for part in parts(name)),
         "seed": config["seed_everything"],
         "parameters": sum(p.numel() for p in load(run)[0].parameters()),
-        "weights_sha256": hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest(),
+        "weights_sha256": weights_of(run),
         "training": {key: sum(float(last[key]) for last in lasts) for key in ("step", "tokens")} | training,
         "data": fingerprints(config["data"]["init_args"]["source"]),
         "trained": json.loads((run / "machine.json").read_text()),
@@ -206,8 +205,7 @@ def answered(run: Path, question: Question) -> dict[str, Any]:
     """
     (rows,) = (run / question.name).glob("*.jsonl")
     lines = [json.loads(line) for line in rows.read_text().splitlines()]
-    weights = hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
-    if {line["ckpt_sha256"] for line in lines if not line.get("baseline")} != {weights}:
+    if {line["ckpt_sha256"] for line in lines if not line.get("baseline")} != {weights_of(run)}:
         raise SystemExit(f"{rows} has answers of other weights than {run}; remove its folder and ask again")
     machine = json.loads((run / question.name / "machine.json").read_text())
     return {
@@ -222,7 +220,7 @@ def beginning(part: str) -> dict[str, Any]:
     """How the weights were made that a run begins with, and which they are."""
     return {
         "seed": yaml.safe_load(config_of(part).read_text())["seed_everything"],
-        "weights_sha256": hashlib.sha256((RUNS / part / "model.safetensors").read_bytes()).hexdigest(),
+        "weights_sha256": weights_of(RUNS / part),
         "trained": json.loads((RUNS / part / "machine.json").read_text()),
     }
 

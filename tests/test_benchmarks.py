@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+import neuralmem as nm
+
 ROOT = Path(__file__).parent.parent
 SIZES = {"batch": 1, "total": 512, "heads": 4, "width": 64, "expansion": 4, "chunk": 64}
 
@@ -178,3 +180,22 @@ def test_a_training_step_is_timed(tmp_path: Path) -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert set(found) == {"cpu", "wall"}
     assert min(found.values()) > 0
+
+
+def test_a_trained_model_is_shipped_as_what_made_it_and_with_its_own_answers(load: Any, tmp_path: Path) -> None:
+    checkpoints = load("checkpoints")
+    config = {"seed_everything": 1, "data": {"class_path": "NeedleData", "init_args": {"decoys": 4.0}}}
+    resolved = {"seed_everything": 1, "data": {"class_path": "a.b.NeedleData", "init_args": {"decoys": 4.0, "seed": 0}}}
+    assert checkpoints.unlike(config, resolved) == []
+    resolved["data"]["init_args"]["decoys"] = 0.0  # type: ignore[index]
+    assert checkpoints.unlike(config, resolved) == ["data.init_args.decoys is 4.0, the run had 0.0"]
+    torch.manual_seed(0)
+    nm.save(tmp_path, nm.CausalLM(nm.ModelConfig(vocab_size=257, width=16, depth=1)), nm.ByteTokenizer())
+    question, folder = checkpoints.QUESTIONS[0], tmp_path / checkpoints.QUESTIONS[0].name
+    folder.mkdir()
+    (folder / "machine.json").write_text('{"commit": "c", "ended": "e"}')
+    (folder / "rows.jsonl").write_text(json.dumps({"ckpt_sha256": checkpoints.weights_of(tmp_path)}) + "\n")
+    assert checkpoints.answered(tmp_path, question).items() >= {"commit": "c", "rows": 1}.items()
+    (folder / "rows.jsonl").write_text('{"ckpt_sha256": "another"}\n')
+    with pytest.raises(SystemExit, match="has answers of other weights than"):
+        checkpoints.answered(tmp_path, question)

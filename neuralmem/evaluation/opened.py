@@ -1,7 +1,6 @@
 """A checkpoint opened for evaluation, and the options that every command over a checkpoint has."""
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +9,13 @@ from typing import Any
 
 import torch
 
-from neuralmem.durable import manifest
 from neuralmem.errors import UserError, nearest
 from neuralmem.evaluation.recall import TrainingData, read_training_data
 from neuralmem.evaluation.rows import Subject
 from neuralmem.models.causal_lm import CausalLM
 from neuralmem.models.checkpoint import load
 from neuralmem.models.pretrained import is_shipped, locate
-from neuralmem.models.weights import fingerprint
+from neuralmem.models.weights import weights_of
 from neuralmem.provenance import code_version
 from neuralmem.tokenizer import Tokenizer
 
@@ -122,9 +120,8 @@ def refuse_unwritable(out: Path) -> None:
 
 def describe(model: Any, tokenizer: Any, folder: Path, dtype: str, device: torch.device) -> Subject:
     """How rows name the checkpoint; the hash is that of its weights, from the manifest that loading has verified."""
-    listed = json.loads(manifest(folder) or b"{}")
     chunk = model.config.chunk_size if model.has_memory else None
-    weights = fingerprint(listed["files"])
+    weights = weights_of(folder)
     return Subject(model.reach, tokenizer.fingerprint, weights, chunk, chunk, dtype, str(device))
 
 

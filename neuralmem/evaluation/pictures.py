@@ -25,9 +25,7 @@ def write_titles(figure: Any, title: str, about: str) -> None:
 
 def fit(line: Any) -> None:
     """Smaller letters for a line that would run out of its picture at the right."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
-
-    edges = line.get_window_extent(FigureCanvasAgg(line.figure).get_renderer())
+    edges = line.get_window_extent()
     room = line.figure.bbox.width * 0.96 - edges.x0  # letters do not shrink quite as much as their size
     if edges.width > room:
         line.set_fontsize(line.get_fontsize() * room / edges.width)

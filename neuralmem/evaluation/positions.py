@@ -58,7 +58,7 @@ def measure(
             journal.add(
                 *(
                     keys[i]
-                    | {"text": text, "kind": rows[i].kind, "document": rows[i].document, "tokens": len(row)}
+                    | {"text": text, "kind": rows[i].kind, "tokens": len(row)}
                     | _curves(row, train_length)
                     | {
                         "reach": subject.reach,
@@ -71,7 +71,6 @@ def measure(
                     for i, row in zip(batch, losses.rows, strict=True)
                 )
             )
-        # With the document of this call: rows of earlier versions do not name it.
         named = [(k, one.document) for k, one in zip(keys, rows, strict=True)]
         found += [row | {"document": document} for k, document in named if (row := journal.find(**k))]
     return found

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from neuralmem.durable import manifest
 from neuralmem.errors import UserError
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -102,6 +103,17 @@ def fingerprint(entries: Mapping[str, Any]) -> str:
         return entries[FILE]["sha256"]
     parts = [entries[name]["sha256"] for name in sorted(entries) if name.startswith("model-")]
     return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def weights_of(folder: Path) -> str:
+    """The same of a checkpoint's folder.
+
+    Raises:
+        UserError: it has no manifest.
+    """
+    if (listed := manifest(folder)) is None:
+        raise UserError(f"{folder} has no manifest.json; it must be a checkpoint")
+    return fingerprint(json.loads(listed)["files"])
 
 
 def _where(index: Path) -> dict[str, str]:

@@ -18,7 +18,10 @@ class Documents(L.Callback):
     """Add up all readers' counts at the end: a line where something was wrong, numbers in the log."""
 
     def __init__(self) -> None:
-        self.said = False
+        self.began = self.said = False
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.began = True  # before that there may be no readers, and asking for their places would start them
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         total = self._say(trainer, pl_module)
@@ -27,9 +30,8 @@ class Documents(L.Callback):
             logger.log_metrics(found, step=trainer.global_step)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        began = trainer.fit_loop.epoch_loop.batch_progress.total.ready > 0  # else there may be no readers to ask
         # All devices obey a signal together; what else goes wrong may have happened to one of them alone.
-        if began and not self.said and (trainer.world_size == 1 or isinstance(exception, SystemExit)):
+        if self.began and not self.said and (trainer.world_size == 1 or isinstance(exception, SystemExit)):
             self._say(trainer, pl_module)
 
     def _say(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Faults:

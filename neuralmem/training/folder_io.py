@@ -130,21 +130,29 @@ def changes(folder: Path, config: str) -> list[str]:
         Lines such as "optimizer.lr 0.001 -> 0.0001".
     """
     made_by = json.loads((folder / "training.json").read_bytes()).get("code", {})
-    before = _flat(yaml.safe_load((folder / "config.yaml").read_text())) | _flat({"code": made_by})
-    now = _flat(yaml.safe_load(config)) | _flat({"code": code_version()})
-    named = [name for name in dict.fromkeys([*before, *now]) if name.partition(".")[0] not in ABOUT_THE_START]
-    # An option that one of them lacks says nothing: versions differ, or it is of another class, which is named.
-    both = [name for name in named if name in before and name in now]
-    return [f"{name} {before[name]} -> {now[name]}" for name in both if before[name] != now[name]]
+    before = yaml.safe_load((folder / "config.yaml").read_text()) | {"code": made_by}
+    now = yaml.safe_load(config) | {"code": code_version()}
+    found = [one for one in differing(before, now) if one[0].partition(".")[0] not in ABOUT_THE_START]
+    return [f"{name} {theirs} -> {mine}" for name, theirs, mine in found]
 
 
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    if isinstance(value, list):
-        value = {str(number): inner for number, inner in enumerate(value)}
-    if not isinstance(value, dict) or not value:
-        return {name: value}
-    return {k: x for key, inner in value.items() for k, x in _flat(inner, f"{name}.{key}" if name else key).items()}
+def differing(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two configurations differ: the name, and the value of each. What one of them lacks is left out: versions
+    differ, or it is of another class, which is named.
+
+    Example:
+        >>> list(differing({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 3, "c": 2}, "d": [1, 2], "e": 4}))
+        [('a.b', 1, 3), ('d', [1], [1, 2])]
+    """
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in before:
+            if key in now:
+                yield from differing(before[key], now[key], f"{name}.{key}" if name else key)
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for number, pair in enumerate(zip(before, now, strict=True)):
+            yield from differing(*pair, f"{name}.{number}")
+    elif before != now:
+        yield name, before, now
 
 
 def _read(files: Mapping[str, Path]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 Special: a probe changes nothing about the run, neither weights nor random numbers nor the speed that is logged, and one
 that fails costs a line of warning. One that is running when the run is told to stop is given up at the model's next
-call, for whoever sent the signal does not wait long, and asked when the run goes on. Every rank runs them, since the
-weights may be in pieces; the first writes.
+call, for whoever sent the signal does not wait long, and asked when the run goes on from that step. Every rank runs
+them, since the weights may be in pieces; the first writes.
 """
 
 import json
@@ -44,19 +44,24 @@ class Probes(L.Callback):
         self.data: dict[str, Any] = {}  # of the training data, as in data.json
         self.done = -1  # the step of the last run
         self.began: int | None = None  # the step that this process began at, until its first
+        self.ready = False  # the file of an earlier run was looked at
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.began = self.done = step = trainer.global_step
+        self.began = self.done = trainer.global_step
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        if (step := self.began) is None or self.ready:
+            return
+        self.ready, path = True, Path(trainer.default_root_dir) / FILE
+        if trainer.is_global_zero:
+            _keep_until(step, path)
         if step and step % self.every == 0:  # it was stopped after this step was saved, perhaps before it was asked
-            lines = read_probes(Path(trainer.default_root_dir) / FILE)
+            lines = read_probes(path) if trainer.is_global_zero else []
             known = trainer.strategy.broadcast([line["probe"] for line in lines if line["step"] == step])
             self._ask_all([probe for probe in self.run if probe.name not in known], trainer, pl_module)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
-        if self.began is not None:
-            if trainer.is_global_zero:
-                _keep_until(self.began, Path(trainer.default_root_dir) / FILE)
-            self.began = None
+        self.began = None
         if trainer.global_step % self.every == 0:
             self._run(trainer, pl_module)
 

@@ -126,6 +126,7 @@ def test_a_run_that_is_told_to_stop_gives_up_its_probe(
     assert "SIGTERM: step 4 is saved" in said
     assert not (tmp_path / "a" / "probes.jsonl").exists()
     whole = train("transformer", "whole")
+    (tmp_path / "a" / "probes.jsonl").write_text('{"step": 4, "probe": "nois')  # killed while it wrote
     run = train("transformer", "a", *options, "--resume", "auto")
     assert losses(run) == losses(whole)
     asked = [(line["step"], line["probe"]) for line in read_probes(run / "probes.jsonl")]

@@ -13,6 +13,7 @@ import yaml
 from neuralmem.errors import UserError
 from neuralmem.models.checkpoint import load, verify
 from neuralmem.training.cli import main
+from neuralmem.training.folder_io import differing
 from neuralmem.training.logs import read_metrics
 
 Train = Callable[..., Path]
@@ -187,6 +188,19 @@ def test_a_resumed_run_learns_by_its_own_settings_and_says_what_changed(
     )
     assert read_metrics(run / "metrics.csv")[-1]["lr"] == pytest.approx(1e-6, rel=1e-6)
     assert before > 1e-5
+
+
+def test_configurations_differ_where_they_do() -> None:
+    before = {"data": {"source": "stdlib", "stages": [{"length": 1}, {"length": 2}]}, "memory": None, "gone": 1}
+    now = {"data": {"source": ["stdlib", "builtin"], "stages": [{"length": 1}, {"length": 3}]}, "memory": {"a": 1}}
+    found = {name: (theirs, mine) for name, theirs, mine in differing(before, now)}
+    assert found == {
+        "data.source": ("stdlib", ["stdlib", "builtin"]),
+        "data.stages.1.length": (2, 3),
+        "memory": (None, {"a": 1}),
+    }
+    now["data"]["stages"].append({"length": 4})  # type: ignore[index]
+    assert "data.stages" in {name for name, *_ in differing(before, now)}
 
 
 def test_only_the_newest_checkpoints_are_kept(train: Train) -> None:

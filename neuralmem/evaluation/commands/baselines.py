@@ -105,12 +105,12 @@ def run(options: argparse.Namespace) -> None:
 def refuse_long_questions(
     asked: Sequence["Entrant"], settings: Settings, opened: Opened, training: TrainingData
 ) -> None:
-    """Refuse a budget that has no room for the question and the answer of every task.
+    """Refuse a budget that has no room for the first question of a task and its answer, at the shortest length.
 
     Raises:
         UserError: naming the budget and what it must be.
     """
-    for cell, build in cells(settings, opened.tokenizer, training):
+    for cell, build in cells(replace(settings, lengths=(min(settings.lengths),)), opened.tokenizer, training):
         sample = build(0, depth_of(settings, 0), cell.random(0))
         for entrant in asked:
             if isinstance(entrant.reader, TextReader):
@@ -134,7 +134,7 @@ def entrants(
     opened: Opened,
     others: Sequence[Opened],
     advance: Callable[[int], None],
-    bookmark: Bookmark | None = None,
+    bookmark: Bookmark,
 ) -> Iterator[Entrant]:
     """The checkpoint under all its ablations, then with every baseline, then the others as they are.
 
@@ -152,10 +152,10 @@ def entrants(
             title = f"{name} {capacity}" if name == "key-value" else name
             yield Entrant(title, name, reader, replace(opened.subject, baseline=label), plain)
     for other in others:
-        yield Entrant(other.folder.name, other.folder.name, make_reader(other, advance), other.subject, plain)
+        yield Entrant(other.folder.name, other.folder.name, make_reader(other, advance, bookmark), other.subject, plain)
 
 
-def make_reader(opened: Opened, advance: Callable[[int], None], bookmark: Bookmark | None = None) -> Reader:
+def make_reader(opened: Opened, advance: Callable[[int], None], bookmark: Bookmark) -> Reader:
     """The reader of a checkpoint."""
     segment = opened.model.config.attention.segment
     return Reader(opened.model, opened.tokenizer, opened.stream_chunk, advance, segment, bookmark)

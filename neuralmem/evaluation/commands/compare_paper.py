@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 
 from neuralmem import durable
-from neuralmem.durable import manifest
 from neuralmem.errors import UserError
 from neuralmem.evaluation.compare_paper import compare, draw, print_comparisons, table_rows
 from neuralmem.evaluation.pictures import save
@@ -18,7 +17,7 @@ from neuralmem.evaluation.recall import read_training_data
 from neuralmem.evaluation.replay import asked_checkpoint
 from neuralmem.evaluation.rows import read_results
 from neuralmem.evaluation.tables import screen, write_csv
-from neuralmem.models.weights import fingerprint
+from neuralmem.models.weights import weights_of
 
 EXAMPLES = """example
   python eval.py compare-paper --out runs/mac_170m/niah
@@ -44,9 +43,9 @@ def run(options: argparse.Namespace) -> None:
     """
     results = Path(options.out)
     asked, training = read_results(results), None
-    with contextlib.suppress(UserError, KeyError):  # the checkpoint may be elsewhere by now, or another one
+    with contextlib.suppress(UserError):  # the checkpoint may be elsewhere by now, or another one
         folder = asked_checkpoint(results)
-        if {row.ckpt_sha256 for row in asked} == {fingerprint(json.loads(manifest(folder) or b"{}")["files"])}:
+        if {row.ckpt_sha256 for row in asked} == {weights_of(folder)}:
             training = read_training_data(folder)
     comparisons = compare(asked, training)
     print_comparisons(comparisons, screen())

@@ -7,14 +7,12 @@ can say is not checked. Prints a line per difference and ends with exit code 1 w
 """
 
 import argparse
-import json
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
 import torch
 
-from neuralmem.durable import manifest
 from neuralmem.errors import UserError
 from neuralmem.evaluation import replay
 from neuralmem.evaluation.html_report import MACHINE
@@ -27,7 +25,7 @@ from neuralmem.models.causal_lm import build_model
 from neuralmem.models.checkpoint import read_config
 from neuralmem.models.checkpoint import verify as verify_files
 from neuralmem.models.pretrained import locate
-from neuralmem.models.weights import fingerprint
+from neuralmem.models.weights import weights_of
 from neuralmem.tokenizer import load_tokenizer
 
 EXAMPLES = """examples
@@ -70,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     if "tokenizer.json" not in files:
         raise UserError(f"--checkpoint is {str(folder)!r}, which has no tokenizer.json")
     tokenizer = load_tokenizer(files["tokenizer.json"])
-    weights = fingerprint(json.loads(manifest(folder) or b"{}")["files"])
+    weights = weights_of(folder)
     with torch.device("meta"):
         reach = build_model(read_config(files["config.json"])).reach
     settings = read_settings(out)
