@@ -64,12 +64,12 @@ def test_what_the_text_told_is_said_far_beyond_reach_and_only_with_the_memory(ke
 
 def test_the_tables_are_made_from_the_shipped_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    checkpoints = importlib.import_module("checkpoints")
+    tables = importlib.import_module("checkpoint_tables")
     page = (ROOT / "docs" / "checkpoints.md").read_text()
-    assert checkpoints.compare(checkpoints.ROWS) in (ROOT / "README.md").read_text()
-    assert checkpoints.about() in page
-    assert f"start -->\n{checkpoints.side_by_side()}\n<!--" in (ROOT / "docs" / "baselines.md").read_text()
-    assert checkpoints.compare(checkpoints.ROWS | checkpoints.CONTROL_ROWS | checkpoints.MORE_ROWS) in page
+    assert tables.compare(tables.ROWS) in (ROOT / "README.md").read_text()
+    assert tables.about() in page
+    assert f"start -->\n{tables.side_by_side()}\n<!--" in (ROOT / "docs" / "baselines.md").read_text()
+    assert tables.compare(tables.ROWS | tables.CONTROL_ROWS | tables.MORE_ROWS) in page
 
 
 def test_a_wrong_name_is_answered_by_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
