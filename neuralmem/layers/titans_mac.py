@@ -9,19 +9,15 @@ What is written is norm(S + y), y with the residual that the paper has everywher
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from neuralmem.config import ModelConfig
-from neuralmem.errors import UserError
 from neuralmem.layers._layer import Gate, Layer, build_memory
 from neuralmem.memory._memory import MemoryState
-from neuralmem.modules.attention import PersistentTokens, split_heads
+from neuralmem.modules.attention import SegmentAttention
 from neuralmem.modules.grid import Grid, lay_out
-from neuralmem.modules.init import start_small
 from neuralmem.modules.norm import RMSNorm
 from neuralmem.modules.stream import Rows, expand_index
 from neuralmem.ops import where_rows
-from neuralmem.ops.attention import attend_segment
 from neuralmem.state import State, choose
 from neuralmem.typing import MemoryMode, Tensor, Tensors
 
@@ -51,18 +47,10 @@ class TitansMAC(Layer):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        width, heads = config.width, config.attention.heads
-        if width % heads or width // heads % 2:
-            raise UserError(f"attention.heads is {heads}; it must divide width {width} into heads of even width")
-        self.size, self.heads, self.rotary_base = config.attention.segment, heads, config.attention.rotary_base
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
-        self.output = start_small(nn.Linear(width, width, bias=False))
-        count = config.attention.persistent_tokens
-        self.persistent = PersistentTokens(count, heads, width // heads) if count else None
+        self.size = config.attention.segment
+        self.attention = SegmentAttention(config.width, config.attention)
         self.memory, self.gate = build_memory(config), Gate(config)
-        self.written_norm = RMSNorm(width, config.norm_eps)
+        self.written_norm = RMSNorm(config.width, config.norm_eps)
 
     @property
     def reach(self) -> int:
@@ -70,8 +58,7 @@ class TitansMAC(Layer):
 
     def init_state(self, batch_size: int) -> MACState:
         memory = self.memory.init_state(batch_size)
-        size = (batch_size, self.size - 1, self.heads, self.key.out_features // self.heads)
-        segment = tuple(self.key.weight.new_zeros(size) for _ in range(4))
+        segment = self.attention.empty(batch_size, self.size - 1)
         return MACState(memory, memory.weights, segment, torch.zeros_like(memory.filled))
 
     def memory_only(self, state: MACState) -> MACState:
@@ -91,12 +78,12 @@ class TitansMAC(Layer):
         whole = x.shape[1] // self.size * self.size
         remembered, outputs = state.memory, []
         for part in x[:, :whole].split(self.size, dim=1) if whole else ():
-            y, _ = self._attend(part, self.memory.recall(part, remembered.weights))
+            y, _ = self.attention(part, self.memory.recall(part, remembered.weights))
             m, remembered = self.memory.segment(self.written_norm(part + y), remembered)
             outputs.append(self.gate(y, m))
         rest, anchor, segment = x[:, whole:], remembered.weights, state.segment
         if rest.shape[1]:
-            y, new = self._attend(rest, self.memory.recall(rest, anchor))
+            y, new = self.attention(rest, self.memory.recall(rest, anchor))
             m, remembered = self.memory(self.written_norm(rest + y), remembered, rows=Rows())
             outputs.append(self.gate(y, m))
             segment = tuple(
@@ -120,7 +107,7 @@ class TitansMAC(Layer):
                 remembered = choose(begins, first, remembered)
                 anchor = where_rows(begins, first.weights, anchor)
             cached = (state.segment, state.filled) if start == 0 else None
-            y, context = self._attend(placed[:, here], self._recall(placed[:, here], anchor, mode), cached)
+            y, context = self.attention(placed[:, here], self._recall(placed[:, here], anchor, mode), cached)
             written = self.written_norm(placed[:, here] + y)
             m, remembered = self.memory(written, remembered, mask=real[:, here], memory=mode)
             outputs.append(self.gate(y, m))
@@ -137,26 +124,6 @@ class TitansMAC(Layer):
         if mode == "off":
             return torch.zeros_like(x)
         return self.memory.recall(x, anchor if mode == "on" else self.memory.fast(len(x))[0])
-
-    def _attend(self, x: Tensor, h: Tensor, cached: tuple[Tensors, Tensor] | None = None) -> tuple[Tensor, Tensors]:
-        """Attention of a segment [B, S, width] with what was recalled; `cached` overrides its first slots.
-
-        Returns the attended [B, S, width], and the segment's keys and values [B, S, N, D]: tokens', then recalled.
-        """
-        context = tuple(split_heads(f(u), self.heads) for u in (x, h) for f in (self.key, self.value))
-        if cached is not None:
-            past, filled = cached
-            old = (torch.arange(x.shape[1], device=x.device) < filled[:, None])[..., None, None]
-            room = x.shape[1] - past[0].shape[1]
-            past = tuple(nn.functional.pad(p, (0, 0, 0, 0, 0, room)).to(context[0].dtype) for p in past)
-            context = tuple(torch.where(old, p, c) for p, c in zip(past, context, strict=True))
-        y = attend_segment(
-            split_heads(self.query(x), self.heads),
-            *context,
-            prefix=None if self.persistent is None else self.persistent(),
-            rotary_base=self.rotary_base,
-        )
-        return self.output(y.flatten(2)), context
 
     def _unfinished(self, grid: Grid, context: Tensors, state: MACState) -> Tensors:
         """Keys and values of each row's unfinished segment, zeros after its end."""

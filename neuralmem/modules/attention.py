@@ -16,9 +16,9 @@ from neuralmem.config import AttentionConfig
 from neuralmem.errors import UserError
 from neuralmem.modules.init import start_small
 from neuralmem.modules.stream import Rows, Stream
-from neuralmem.ops.attention import attend
+from neuralmem.ops.attention import attend, attend_segment
 from neuralmem.state import State
-from neuralmem.typing import MemoryMode, Tensor
+from neuralmem.typing import MemoryMode, Tensor, Tensors
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,15 @@ class PersistentTokens(nn.Module):
         return self.keys, self.values
 
 
-class Attention(Stream):
-    """[B, T, width] -> [B, T, width].
+class MultiHead(nn.Module):
+    """The weights that every attention has.
 
     Args:
         width: of the residual stream
-        config: heads, window, persistent tokens
+        config: heads, persistent tokens
+
+    Raises:
+        UserError: the heads do not divide the width into heads of even width.
     """
 
     def __init__(self, width: int, config: AttentionConfig) -> None:
@@ -76,6 +79,50 @@ class Attention(Stream):
         self.output = start_small(nn.Linear(width, width, bias=False))
         count = config.persistent_tokens
         self.persistent = PersistentTokens(count, config.heads, width // config.heads) if count else None
+
+    def heads_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of x [B, T, width], [B, T, N, D] each."""
+        return split_heads(self.key(x), self.config.heads), split_heads(self.value(x), self.config.heads)
+
+
+class SegmentAttention(MultiHead):
+    """Attention within a segment, to what a memory recalled for it and to its tokens (Titans 2501.00663 Eq. 21-23)."""
+
+    def empty(self, batch_size: int, size: int) -> Tensors:
+        """Keys and values of `size` tokens and of what was recalled for them: zeros [B, size, N, D], four of them."""
+        heads = self.config.heads
+        shape = (batch_size, size, heads, self.key.out_features // heads)
+        return tuple(self.key.weight.new_zeros(shape) for _ in range(4))
+
+    def forward(self, x: Tensor, h: Tensor, cached: tuple[Tensors, Tensor] | None = None) -> tuple[Tensor, Tensors]:
+        """Attend over a segment.
+
+        Args:
+            x: [B, S, width]
+            h: [B, S, width], recalled for each
+            cached: keys and values as `empty` has them, and Int [B] how many of them come before x's own
+
+        Returns:
+            the attended [B, S, width], and the segment's keys and values [B, S, N, D]: tokens', then recalled.
+        """
+        context: Tensors = (*self.heads_of(x), *self.heads_of(h))
+        if cached is not None:
+            past, filled = cached
+            old = (torch.arange(x.shape[1], device=x.device) < filled[:, None])[..., None, None]
+            room = x.shape[1] - past[0].shape[1]
+            past = tuple(nn.functional.pad(p, (0, 0, 0, 0, 0, room)).to(context[0].dtype) for p in past)
+            context = tuple(torch.where(old, p, c) for p, c in zip(past, context, strict=True))
+        y = attend_segment(
+            split_heads(self.query(x), self.config.heads),
+            *context,
+            prefix=None if self.persistent is None else self.persistent(),
+            rotary_base=self.config.rotary_base,
+        )
+        return self.output(y.flatten(2)), context
+
+
+class Attention(MultiHead, Stream):
+    """[B, T, width] -> [B, T, width], in a sliding window or over all before."""
 
     @property
     def reach(self) -> int | None:
@@ -91,7 +138,7 @@ class Attention(Stream):
     def advance(
         self, x: Tensor, state: AttentionState | None, rows: Rows, memory: MemoryMode = "on"
     ) -> tuple[Tensor, AttentionState]:
-        q, k, v = (split_heads(f(x), self.config.heads) for f in (self.query, self.key, self.value))
+        q, (k, v) = split_heads(self.query(x), self.config.heads), self.heads_of(x)
         past = self.init_state(len(x)) if state is None else state
         fresh = state is None
         if fresh:

@@ -216,6 +216,7 @@ class CommandLine(LightningCLI):
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="a checkpoint to go on from, or 'last'")
         parser.add_argument("--resume", type=Literal["auto"] | None, default=None, help="auto: as --ckpt_path last")
         parser.add_argument("--init_from", type=str | None, default=None, help="a saved model to begin with")
+        parser.add_argument("--init_strict", type=bool, default=True, help="false: of another model take what fits")
         parser.add_argument("--tokens_per_step", type=int | None, default=None, help="batch in tokens over all devices")
         parser.add_class_arguments(OptimizerConfig, "optimizer")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
@@ -252,6 +253,8 @@ class CommandLine(LightningCLI):
                 f"init_from is {self.config.init_from!r} and ckpt_path is {self.config.ckpt_path!r}; give one of them "
                 "(--ckpt_path null takes back a config's)"
             )
+        if self.config.init_from is None and not self.config.init_strict:
+            raise UserError("init_strict is false and init_from is not given; there is no model to take weights of")
         if first_rank():
             self.held.enter_context(run_lock(self.run))
             remove_leftovers(self.run)
@@ -312,6 +315,8 @@ class CommandLine(LightningCLI):
     def begin(self) -> None:
         """Give a new run the weights of `init_from`; one that goes on from a checkpoint has its own.
 
+        With `init_strict` false a tensor is taken if its name and shape are this model's; the others begin anew.
+
         Raises:
             UserError: there is no such model, its weights do not fit, or it reads other tokens than the data gives.
         """
@@ -320,11 +325,19 @@ class CommandLine(LightningCLI):
             return
         try:
             given, reads = load(wanted)
-            self.model.model.load_state_dict(given.state_dict())
+            weights, here = given.state_dict(), self.model.model.state_dict()
+            if not self.config.init_strict:
+                weights = {name: tensor for name, tensor in weights.items() if _fits(tensor, here.get(name))}
+                if not weights:
+                    raise UserError("no tensor of it has a name and shape of this model")
+            self.model.model.load_state_dict(weights, strict=self.config.init_strict)
         except UserError as error:
             raise UserError(f"init_from is {wanted!r}: {error}") from None
         except RuntimeError as error:
-            raise UserError(f"init_from is {wanted!r}, another model: {explain_mismatch(str(error))}") from None
+            raise UserError(
+                f"init_from is {wanted!r}, another model: {explain_mismatch(str(error))}; --init_strict false takes "
+                "what fits"
+            ) from None
         if self.model.model.config.tie_embeddings and not torch.equal(given.head.weight, given.embedding.weight):
             raise UserError(
                 f"init_from is {wanted!r}, whose head is not its embedding; set model.tie_embeddings to false"
@@ -337,6 +350,12 @@ class CommandLine(LightningCLI):
             )
         if self.trainer.is_global_zero:
             print(f"starting with the weights of {wanted}", file=sys.stderr)
+            if new := [name for name in here if name not in weights]:
+                print(f"not in {wanted}, so new: {', '.join(new)}", file=sys.stderr)
+
+
+def _fits(tensor: torch.Tensor, own: torch.Tensor | None) -> bool:
+    return own is not None and tensor.shape == own.shape
 
 
 def _listed(value: Any) -> list[Any]:

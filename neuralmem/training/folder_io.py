@@ -34,7 +34,8 @@ from neuralmem.training.plain import pack, unpack
 FORMAT = "neuralmem-training-1"
 FILES = (*MODEL_FILES, "training.json", "training.safetensors")
 ROOM = 1.2  # times what is written must be free
-ABOUT_THE_START = ("config", "run", "ckpt_path", "resume", "init_from")  # options that say where a run begins
+# Options that say where a run begins.
+ABOUT_THE_START = ("config", "run", "ckpt_path", "resume", "init_from", "init_strict")
 PREFIX = "model."  # what LanguageModel calls the model
 
 
