@@ -135,13 +135,13 @@ def about() -> str:
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, made in shipped().items():
         size = (FOLDER / name / "model.safetensors").stat().st_size / 1e6
-        seen = made["training"]
+        seen, before = made["training"], made.get("origin")
         cells = [
             f"`{name}`",
             f"{made['parameters']:,}",
             f"{load(FOLDER / name)[0].reach:,}",
-            f"{seen['step']:,.0f}",
-            f"{seen['tokens'] / 1e6:.1f}M",
+            " + ".join(f"{part['step']:,.0f}" for part in (before, seen) if part),
+            " + ".join(f"{part['tokens'] / 1e6:.1f}M" for part in (before, seen) if part),
         ]
         commit, *dirty = made["trained"]["commit"].split("-")
         cells += [

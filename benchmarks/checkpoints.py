@@ -1,7 +1,7 @@
 """The trained models that come with the package: train them, ask them, put them into the package, write it down.
 
 A model is a config of configs/checkpoints/, or several: NAME.yaml may begin with the weights that NAME_second.yaml
-makes, and that with those of NAME_first.yaml.
+makes, and that with those of NAME_first.yaml. The first may begin with a model that is shipped already.
 Its run and its answers lie in runs/checkpoints/NAME, and what is there is not made again: training goes on where it
 stopped, and so does every question. What is shipped, in neuralmem/pretrained/NAME, is the run's model with its config
 and `made.json`: commands, commit, seed, data, and every score. The tables in the README, docs/checkpoints.md and
@@ -29,7 +29,7 @@ from checkpoint_tables import CONTROLS, MODELS, update_docs
 
 from neuralmem.data.sources import open_source
 from neuralmem.models.checkpoint import load, save
-from neuralmem.models.pretrained import FOLDER
+from neuralmem.models.pretrained import FOLDER, locate
 from neuralmem.models.weights import weights_of
 from neuralmem.training.folder_io import differing
 
@@ -38,6 +38,7 @@ RUNS = ROOT / "runs" / "checkpoints"
 MEMORIES = tuple(name for name in MODELS if name != "window-tiny")
 TITANS = ("mag-tiny", "mac-tiny")
 STEPS = ("train", "ask", "ship", "docs")
+CONVERTED = {"mac-tiny-start": ("benchmarks/mac_from_mag.py", "neuralmem/mag-tiny")}  # a run's beginning: made by, of
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,31 @@ def parts(name: str) -> list[str]:
     return [*(part for part in before if config_of(part).exists()), name]
 
 
+def start(name: str) -> str | None:
+    """What the first of a model's runs begins with; None for random weights."""
+    return yaml.safe_load(config_of(parts(name)[0]).read_text()).get("init_from")
+
+
+def conversion(name: str) -> tuple[str, ...]:
+    """The command that makes what a model's first run begins with; () where nothing has to be made."""
+    begins = start(name)
+    return (*CONVERTED[Path(begins).name], begins) if begins and Path(begins).name in CONVERTED else ()
+
+
+def origin(name: str) -> dict[str, Any] | None:
+    """The shipped model whose weights a model's first run begins with, as they are or converted."""
+    begins = start(name)
+    if begins is None:
+        return None
+    _, base = CONVERTED.get(Path(begins).name, (None, begins))
+    training = json.loads((locate(base) / "made.json").read_text())["training"]
+    return {"name": base, "weights_sha256": weights_of(locate(base)), **{k: training[k] for k in ("step", "tokens")}}
+
+
 def train(name: str) -> None:
     """Train a model, or go on with it."""
+    if (made_first := conversion(name)) and not (ROOT / made_first[-1]).exists():
+        call(*made_first)
     for part in parts(name):
         folder = RUNS / part
         resume = ("--resume", "auto") if (folder / "checkpoints").is_dir() else ()
@@ -166,17 +190,19 @@ def ship(name: str) -> None:
 def made(name: str) -> dict[str, Any]:
     """How a model was made, and what it answered."""
     run, config = RUNS / name, yaml.safe_load(config_of(name).read_text())
+    commands = [conversion(name), *(("train.py", *options_of(part)) for part in parts(name))]
     lasts = [last_line(RUNS / part) for part in parts(name)]
     training = {key: float(lasts[-1][key]) for key in ("stage", "answers", "loss")}
     return {
         "name": f"neuralmem/{name}",
-        "command": " && ".join(f"python train.py {' '.join(options_of(part))}" for part in parts(name)),
+        "command": " && ".join(f"python {' '.join(words)}" for words in commands if words),
         "seed": config["seed_everything"],
         "parameters": sum(p.numel() for p in load(run)[0].parameters()),
         "weights_sha256": weights_of(run),
         "training": {key: sum(float(last[key]) for last in lasts) for key in ("step", "tokens")} | training,
         "data": fingerprints(config["data"]["init_args"]["source"]),
         "trained": json.loads((run / "machine.json").read_text()),
+        "origin": origin(name),
         "before": [beginning(part) for part in parts(name)[:-1]],
         "scores": {
             question.name: {

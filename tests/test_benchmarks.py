@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import neuralmem as nm
+from neuralmem.data.corpus import haystack_text
 
 ROOT = Path(__file__).parent.parent
 SIZES = {"batch": 1, "total": 512, "heads": 4, "width": 64, "expansion": 4, "chunk": 64}
@@ -199,3 +200,29 @@ def test_a_trained_model_is_shipped_as_what_made_it_and_with_its_own_answers(loa
     (folder / "rows.jsonl").write_text('{"ckpt_sha256": "another"}\n')
     with pytest.raises(SystemExit, match="has answers of other weights than"):
         checkpoints.answered(tmp_path, question)
+
+
+def test_a_models_beginning_is_written_down(load: Any) -> None:
+    checkpoints = load("checkpoints")
+    assert checkpoints.origin("mag-tiny") is None
+    assert checkpoints.conversion("mag-tiny") == ()
+    made = ("benchmarks/mac_from_mag.py", "neuralmem/mag-tiny", "runs/checkpoints/mac-tiny-start")
+    assert checkpoints.conversion("mac-tiny") == made
+    begun = checkpoints.origin("mac-tiny")
+    assert begun == checkpoints.origin("window-tiny")
+    assert begun["name"] == "neuralmem/mag-tiny"
+    assert begun["step"] > 0
+
+
+def test_a_mac_made_of_a_mag_remembers_at_once(load: Any, tmp_path: Path) -> None:
+    script = str(tmp_path / "mac")
+    done = run("neuralmem/mag-tiny", script, "--segment", "16", script="mac_from_mag.py")
+    assert done.returncode == 0, done.stderr
+    model, tokenizer = nm.load(script)
+    assert tokenizer is not None
+    assert model.config.attention.segment == 16
+    said = nm.generate(model, tokenizer, f"@harbour 4711\n{haystack_text(2048)}@harbour", max_tokens=5)
+    assert said.strip() == "4711"
+    none = run(script, str(tmp_path / "again"), script="mac_from_mag.py")
+    assert none.returncode == 2
+    assert "one must be titans_mag" in none.stderr

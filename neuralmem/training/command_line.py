@@ -328,8 +328,8 @@ class CommandLine(LightningCLI):
             weights, here = given.state_dict(), self.model.model.state_dict()
             if not self.config.init_strict:
                 weights = {name: tensor for name, tensor in weights.items() if _fits(tensor, here.get(name))}
-                if not weights:
-                    raise UserError("no tensor of it has a name and shape of this model")
+                if all(tensor.ndim < 2 for tensor in weights.values()):  # a few biases fit everything
+                    raise UserError("no matrix of it has name and shape of one of this model")
             self.model.model.load_state_dict(weights, strict=self.config.init_strict)
         except UserError as error:
             raise UserError(f"init_from is {wanted!r}: {error}") from None

@@ -17,6 +17,7 @@ commonest options:
   --resume auto                   go on from the run's newest whole checkpoint, bit for bit; without one, start
   --ckpt_path FOLDER|last         go on from this checkpoint; last: as --resume auto
   --init_from FOLDER|NAME         begin with the weights of a saved model: fine-tuning
+  --init_strict false             that model may be another: take each tensor that fits
   --seed_everything N             seed of all random numbers
   --tokens_per_step N             batch in tokens over all devices; sets gradient accumulation
 

@@ -61,6 +61,40 @@ def test_what_the_weights_do_not_hold_comes_from_the_config(train: Train) -> Non
     assert nm.load(tuned)[0].config.memory.theta_max == 0.25
 
 
+def test_what_fits_of_another_model_is_taken(train: Train, capsys: pytest.CaptureFixture) -> None:
+    first = train("lmm", "first", "--trainer.max_steps", "3")
+    capsys.readouterr()
+    tuned = train("mag", "tuned", *ONE, "--init_from", "first", "--init_strict", "false", "--seed_everything", "7")
+    said = capsys.readouterr().err
+    mine, theirs = weights(tuned), weights(first)
+    fit = {name for name, x in mine.items() if name in theirs and theirs[name].shape == x.shape}
+    assert {"embedding.weight", "layers.0.memory.query.weight"} <= fit < mine.keys()
+    for name in fit:
+        torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=1e-12)
+    (new,) = (line for line in said.splitlines() if line.startswith("not in first, so new: "))
+    assert set(new.partition(": ")[2].split(", ")) == mine.keys() - fit
+
+
+def test_all_is_taken_where_all_fits(train: Train, capsys: pytest.CaptureFixture) -> None:
+    first = train("lmm", "first", "--trainer.max_steps", "3")
+    tuned = train("lmm", "tuned", *ONE, "--init_from", "first", "--init_strict", "false", "--seed_everything", "7")
+    assert same(first, tuned)
+    assert "so new" not in capsys.readouterr().err
+
+
+def test_something_has_to_fit(train: Train, capsys: pytest.CaptureFixture) -> None:
+    train("lmm", "first", "--trainer.max_steps", "1")
+    config = Path(__file__).parents[2] / "configs" / "tiny" / "lmm.yaml"
+    other = ["--config", str(config), "--run", "second", "--init_strict", "false"]
+    capsys.readouterr()
+    assert main([*other, "--init_from", "first", "--model.width", "20"]) == 2
+    assert capsys.readouterr().err == (
+        "error: init_from is 'first': no matrix of it has name and shape of one of this model\n"
+    )
+    assert main(other) == 2
+    assert "init_strict is false and init_from is not given" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "wrong"),
     [
