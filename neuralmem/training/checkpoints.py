@@ -2,7 +2,8 @@
 
 Special: a failed save is said in one line, costs no earlier checkpoint and does not end the run; only the last one
 does. Retention counts whole checkpoints alone. A run that does not go on from the checkpoints in its folder replaces
-them, but not before it has one of its own. Saves happen after optimizer steps, never between the batches of one.
+them, but not before it has one of its own. Saves happen after optimizer steps, never between the batches of one; a run
+that an error ends between two steps, such as data that cannot be read any more, is saved as well.
 """
 
 import os
@@ -36,6 +37,7 @@ class Checkpoints(Checkpoint):
         self.saved = self.tried = -1  # the step of the newest checkpoint, and of the last attempt
         self.replaced: list[Path] = []  # what an older run left that this one does not go on from
         self.known: dict[Path, object] = {}  # verified checkpoints, and what their files looked like then
+        self.between = False  # a step is done, and nothing of the next has begun
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         self._io(trainer).describe(pl_module.model.config, getattr(trainer.datamodule, "tokenizer", None))  # type: ignore[attr-defined]
@@ -51,8 +53,12 @@ class Checkpoints(Checkpoint):
                 "will replace; --resume auto goes on from them",
             )
 
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        self.between = False
+
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         step = trainer.global_step
+        self.between = not trainer.fit_loop._should_accumulate()
         # Between the batches of a step the number is that of the step before, which was tried already.
         if step % self.every == 0 and step != self.tried:
             self.save_now(trainer)
@@ -66,6 +72,11 @@ class Checkpoints(Checkpoint):
         # Before training starts there is nothing to save, but a checkpoint that is being loaded to spoil.
         if isinstance(exception, KeyboardInterrupt) and self.saved >= 0:
             self.save_now(trainer)
+        # With several devices an error of one leaves it alone, and saving takes all.
+        elif isinstance(exception, Exception) and self.between and trainer.world_size == 1:
+            before = self.saved
+            if self.save_now(trainer) is None and self.saved > before:
+                _say(trainer, f"step {self.saved:,} is saved; go on with --resume auto")
 
     def save_now(self, trainer: L.Trainer) -> str | None:
         """Save, unless this step is saved; on every rank at once. Says and returns what went wrong; None: nothing."""
@@ -79,6 +90,10 @@ class Checkpoints(Checkpoint):
         if step == self.saved or step == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return None
         path = _folder(trainer) / f"step={step}"
+        for (
+            logger
+        ) in trainer.loggers:  # before the checkpoint: what goes on from it drops later rows, and writes none anew
+            logger.save()
         with self._io(trainer).failing_softly() as failures:
             trainer.save_checkpoint(path)
         problem = f"was not saved: {failures[0]}" if failures else None

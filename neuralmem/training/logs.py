@@ -78,10 +78,12 @@ class RunLogs(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what is pending; called by Lightning with every checkpoint."""
+        """Write what is pending; before every checkpoint, and by Lightning with every row."""
         with self._going_on():
             if self.row:
                 self._write_row()
+            if self.writer is not None and not self.refused:
+                self.writer.flush()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

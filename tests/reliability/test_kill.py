@@ -1,4 +1,5 @@
-"""kill -9 while a checkpoint is saved: what is on the disk is whole, and the last one reported or the one after it."""
+"""kill -9 while a checkpoint is saved: what is on the disk is whole, and the last one reported or the one after it.
+And of a whole run: it goes on to the same end."""
 
 import json
 import os
@@ -11,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def kill(folder: Path, *arguments: str) -> dict:
-    command = [sys.executable, "-m", "tests.reliability.saving", str(folder), *arguments]
+def kill(folder: Path, *arguments: str, what: str = "saving") -> dict:
+    command = [sys.executable, "-m", f"tests.reliability.{what}", str(folder), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
@@ -34,3 +35,11 @@ def test_no_kill_leaves_an_unusable_folder(tmp_path: Path, trials: str, stride: 
     assert found["left"] == []
     assert found["kills"] == int(trials)
     assert found["generations"] > int(trials) // 4
+
+
+@pytest.mark.parametrize("kills", ["2", pytest.param("20", marks=pytest.mark.soak)])
+def test_a_run_killed_at_any_moment_ends_as_one_left_alone(tmp_path: Path, kills: str) -> None:
+    found = kill(tmp_path, kills, "0", what="training")
+    assert found["equal"]
+    assert len(found["steps"]) == int(kills)
+    assert found["steps"] == sorted(set(found["steps"]))

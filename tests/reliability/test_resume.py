@@ -3,7 +3,8 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import torch
 import yaml
 
 from neuralmem.data.handover import positions
+from neuralmem.data.hub import _Stream
 from neuralmem.data.module import Files, TextData, Validation
+from neuralmem.data.prepare import main as prepare
+from neuralmem.errors import UserError
 from neuralmem.training.checkpoints import Checkpoints
 from neuralmem.training.cli import main
 from neuralmem.training.folder_io import read_checkpoint
@@ -43,12 +47,33 @@ CASES = {
     "map style, two workers": ("mag", [*MAP, "--data.num_workers", "2"]),
     "map style, ended by epochs": ("mag", [*MAP, "--trainer.max_epochs", "3"]),
     "curriculum": ("recall", ["--mastery.steps", "3"]),
+    "shards, carried": ("lmm", ["--data.source", "shards:shards", "--data.carry", "true"]),
+    "mixture, two workers": (
+        "mag",
+        ["--data.source", json.dumps({"text.jsonl": 0.7, "builtin": 0.3}), "--data.num_workers", "2"],
+    ),
+    "needles": (
+        "mag",
+        [
+            *("--data", "NeedleData", "--data.tokenizer", "words:512", "--data.batch_tokens", "512"),
+            *(
+                "--data.stages",
+                json.dumps([{"keys": 8, "length": 128, "facts": 1, "questions": 1, "mastery": 0.0}] * 2),
+            ),
+            *("--mastery.steps", "3"),
+        ],
+    ),
+    "bf16": ("mag", ["--trainer.precision", "bf16-mixed"]),
     "log lines of three steps": ("transformer", ["--trainer.log_every_n_steps", "3"]),
 }
 SHORT = {
     "carried, accumulated": (1, 4, 10),
     "stream": (7,),
     "map style, epochs": (4,),
+    "shards, carried": (3,),
+    "mixture, two workers": (6,),
+    "needles": (5,),
+    "bf16": (7,),
     "log lines of three steps": (4,),
 }
 
@@ -85,6 +110,13 @@ def cuts(case: str) -> list:
     ]
 
 
+def write_texts() -> None:
+    """What CASES read."""
+    lines = (json.dumps({"text": f"{number} " * (5 + 97 * number % 41)}) for number in range(400))
+    Path("text.jsonl").write_text("\n".join(lines) + "\n")
+    assert prepare(["text.jsonl", "--tokenizer", "bytes", "--out", "shards"]) == 0
+
+
 @pytest.fixture(scope="module")
 def wholes() -> dict[str, Path]:
     """The uninterrupted runs, made when they are first needed."""
@@ -101,8 +133,7 @@ def test_a_run_cut_anywhere_is_the_uninterrupted_one(
     step: int,
 ) -> None:
     config, options = CASES[case]
-    lines = (json.dumps({"text": f"{number} " * (5 + 97 * number % 41)}) for number in range(400))
-    (tmp_path / "text.jsonl").write_text("\n".join(lines) + "\n")
+    write_texts()
     options = [*options, "--trainer.max_steps", str(STEPS), "--checkpoint.every", "1", "--checkpoint.keep", "99"]
     if case not in wholes:
         wholes[case] = tmp_path_factory.mktemp("whole") / "run"
@@ -115,6 +146,38 @@ def test_a_run_cut_anywhere_is_the_uninterrupted_one(
     assert (half / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     last = f"checkpoints/step={int(losses(whole)[-1][0])}"
     same(half / last, whole / last)
+
+
+@pytest.mark.parametrize("case", ["stream", "stream, carried", "stream, two workers"])
+def test_a_stream_that_breaks_costs_no_step(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, case: str
+) -> None:
+    """The steps before are saved, with the place in the data in front of the batch that could not be read."""
+    config, options = CASES[case]
+    write_texts()
+    options = [*options, "--trainer.max_steps", str(STEPS), "--checkpoint.keep", "99", "--report.at_end", "false"]
+    whole = train(config, "whole", *options, "--checkpoint.every", "1")
+    rows = _Stream._rows
+
+    def break_off(stream: _Stream) -> Iterator[Any]:
+        yield from islice(rows(stream), 25)
+        raise UserError("the stream broke")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(_Stream, "_rows", break_off)
+        capsys.readouterr()
+        assert (
+            main(["--config", str(TINY / f"{config}.yaml"), "--run", "half", *options, "--checkpoint.every", "99"]) == 2
+        )
+    said = capsys.readouterr().err
+    assert "the stream broke" in said
+    (step,) = (int(path.name.removeprefix("step=")) for path in Path("half/checkpoints").iterdir())
+    assert 1 < step < STEPS
+    assert f"step {step} is saved; go on with --resume auto" in said
+    same(Path(f"half/checkpoints/step={step}"), whole / "checkpoints" / f"step={step}")
+    half = train(config, "half", *options, "--checkpoint.every", "1", "--resume", "auto")
+    assert losses(half) == losses(whole)
+    same(half / f"checkpoints/step={STEPS}", whole / f"checkpoints/step={STEPS}")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+"""Kill a training run with SIGKILL at random moments, go on each time, and compare the end with a run left alone.
+
+Run: python -m tests.reliability.training FOLDER KILLS SEED
+Prints JSON: the step of the newest checkpoint at each kill, and whether the ends are equal to the bit.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from neuralmem.training.cli import main as train
+from neuralmem.training.logs import read_metrics
+from neuralmem.training.plot import LossPlot
+from neuralmem.training.resume import FOLDER, found
+
+CONFIG = Path(__file__).parents[2] / "configs" / "tiny" / "lmm.yaml"
+OPTIONS = ("--checkpoint.every", "3", "--data.carry", "true", "--report.at_end", "false", "--resume", "auto")
+
+
+def begin(run: Path, steps: int) -> int:
+    """Start a process that trains to a step, or goes on; -> its number. A fork: nothing is imported again."""
+    if child := os.fork():
+        return child
+    torch.set_num_threads(1)
+    LossPlot._draw = lambda *_: None  # type: ignore[method-assign]  # a picture takes longer than the run
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    os._exit(train(["--config", str(CONFIG), "--run", str(run), "--trainer.max_steps", str(steps), *OPTIONS]))
+
+
+def finish(child: int) -> None:
+    """Wait for a process that has to end well."""
+    assert os.waitpid(child, 0)[1] == 0, "training failed"
+
+
+def end_of(run: Path) -> tuple[bytes, list[tuple[float, float]]]:
+    """The weights, and the losses of all steps, each as it was logged last."""
+    losses = {row["step"]: row["loss"] for row in read_metrics(run / "metrics.csv")}
+    return (run / "model.safetensors").read_bytes(), sorted(losses.items())
+
+
+def newest(run: Path) -> int:
+    """The step of the newest checkpoint."""
+    return max((step for step, _ in found(run / FOLDER)), default=0)
+
+
+def main(folder: Path, kills: int, seed: int) -> None:
+    total = 12 * (kills + 1)
+    finish(begin(folder / "whole", total))
+    run, steps, chance = folder / "killed", [], random.Random(seed)
+    while len(steps) < kills:
+        before, child = newest(run), begin(run, total)
+        while newest(run) == before:  # each gets as far as one checkpoint
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 1))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        steps.append(newest(run))
+        assert steps[-1] < total, f"{kills} kills are too many for {total} steps"
+    finish(begin(run, total))
+    print(json.dumps({"steps": steps, "equal": end_of(run) == end_of(folder / "whole")}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
