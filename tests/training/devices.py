@@ -16,6 +16,7 @@ from neuralmem.data.batch import Batch
 from neuralmem.errors import UserError
 from neuralmem.generation.scheduled import Probe, Reading
 from neuralmem.training.command_line import quiet_lightning
+from neuralmem.training.compute import Compute
 from neuralmem.training.faults import Faults
 from neuralmem.training.meter import Meter
 from neuralmem.training.module import LanguageModel
@@ -34,6 +35,9 @@ CASES: dict[str, dict[str, Any]] = {
     "uneven validation": {"pattern": ["titans_lmm"], "uneven": True},
     "tied embeddings": {"pattern": ["transformer"], "tie_embeddings": True},
     "probed": {"pattern": ["titans_mac"], "probed": True},
+    "recomputed": {"pattern": ["titans_lmm", "titans_mac"], "carry": True, "compute": {"recompute": True}},
+    "compiled": {"pattern": ["titans_mag"], "carry": True, "compute": {"compile": True}},
+    "bf16": {"pattern": ["titans_mag"], "carry": True, "precision": "bf16-mixed"},
 }
 
 
@@ -111,11 +115,11 @@ def train(
     """Train the case, whose probes write into the folder. -> losses, the validation's, weights, how many steps were
     skipped, what was probed; all as on one device."""
     options = dict(CASES[case])
-    named = ("carry", "accumulate", "broken", "uneven", "probed")
-    carry, accumulate, broken, uneven, probed = (options.pop(name, None) for name in named)
+    named = ("carry", "accumulate", "broken", "uneven", "probed", "compute", "precision")
+    carry, accumulate, broken, uneven, probed, compute, precision = (options.pop(name, None) for name in named)
     quiet_lightning()
     torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(torch.float32 if precision else torch.float64)  # autocast leaves float64 as it is
     module = Watched(
         broken, vocab_size=VOCABULARY, width=16, depth=2, attention=ATTENTION, memory=MEMORY, **options
     )  # fmt: skip
@@ -131,7 +135,8 @@ def train(
         gradient_clip_val=1.0,
         val_check_interval=STEPS * (accumulate or 1),
         num_sanity_val_steps=0,
-        callbacks=[faults, *probes, *callbacks()],
+        precision=precision,
+        callbacks=[faults, Compute(**(compute or {})), *probes, *callbacks()],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
