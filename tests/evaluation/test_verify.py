@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,15 @@ import torch
 from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
 from neuralmem.durable import manifest
 from neuralmem.evaluation.cli import main
+from neuralmem.evaluation.commands.niah import write_settings
 from neuralmem.evaluation.niah import Settings, run
 from neuralmem.evaluation.prompts import find_task
 from neuralmem.evaluation.reader import Reader
 from neuralmem.evaluation.recall import read_training_data
 from neuralmem.evaluation.rows import Subject
+from neuralmem.evaluation.summary import by_depth
+from neuralmem.evaluation.tables import to_csv
+from neuralmem.evaluation.verify import read_settings
 from neuralmem.models.causal_lm import CausalLM
 from neuralmem.models.checkpoint import save
 from neuralmem.models.weights import fingerprint
@@ -85,6 +89,41 @@ def test_what_was_changed_is_named(
     assert any(expected in line for line in lines), lines
     assert len(lines) <= 2, "a changed prediction changes two scores, a row that is elsewhere is missing as well"
     assert last.endswith(f" {len(lines)} difference{'s' * (len(lines) != 1)}")
+
+
+def test_two_runs_into_one_folder_are_both_checked(
+    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same task at other depths and with fewer samples, then at another length: no row is a stranger."""
+    oracle, out = Oracle(300), tmp_path / "niah"
+    weights = fingerprint(json.loads(manifest(written) or b"{}")["files"])
+    subject = Subject(300, oracle.tokenizer.fingerprint, weights, 64, 64, "float32", "cpu")
+    first = Settings((find_task("s-niah-n"),), (1200,), samples=(3,), haystacks=("grammar",), depths=(0.0, 50.0))
+    for settings in (first, replace(first, depths=None, samples=(2,)), replace(first, lengths=(1500,))):
+        write_settings(out, settings, None)
+        found = run(settings, Reader(oracle, oracle.tokenizer), subject, out, read_training_data(written))
+    (out / "table.csv").write_text(to_csv(by_depth(found, settings.grid)))
+    arguments = ["verify", "--out", str(out), "--checkpoint", str(written)]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == "8 rows: prompts, counts and scores are what they must be\n"
+    lines = (out / "rows.jsonl").read_text().splitlines(keepends=True)
+    assert len(read_settings(out)) == 3
+    (out / "rows.jsonl").write_text("".join(lines[1:]))  # an earlier run may have been stopped
+    assert main(arguments) == 0
+    (out / "rows.jsonl").write_text("".join(lines[:-1]))
+    assert main(arguments) == 1
+    assert "length 1500 seed 42 sample 2 none: missing" in capsys.readouterr().out
+    changed = json.loads(lines[0]) | {"prompt_sha256": "0" * 64}
+    (out / "rows.jsonl").write_text("".join([json.dumps(changed) + "\n", *lines[1:]]))
+    assert main(arguments) == 1
+    assert "prompt_sha256 is '000" in capsys.readouterr().out
+
+
+def test_settings_that_come_again_stand_once(tmp_path: Path) -> None:
+    first = Settings((find_task("s-niah-n"),), (1200,), samples=(3,))
+    for settings in (first, first, replace(first, samples=(5,)), first):
+        write_settings(tmp_path, settings, 300)
+    assert [one.samples for one in read_settings(tmp_path)] == [(3,), (5,)]
 
 
 def test_another_tokenizer_is_found(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

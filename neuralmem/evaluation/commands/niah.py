@@ -177,14 +177,17 @@ def refuse_other_answers(out: Path, settings: Settings) -> None:
 
 
 def write_settings(out: Path, settings: Settings, measured: int | None) -> None:
-    """Make the folder and write the settings into it, with the reach that was measured.
+    """Make the folder and write the settings into it, with the reach that was measured, and those of earlier runs.
 
     Raises:
         UserError: the folder cannot be written.
     """
+    path, content = out / "settings.json", json.loads(json.dumps(asdict(settings)))
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    earlier = [one for one in (before, *before.pop("earlier", [])) if one and not content.items() <= one.items()]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        content = asdict(settings) | {"measured_reach": measured}
-        durable.write_file(out / "settings.json", json.dumps(content, indent=2) + "\n")
+        content |= {"measured_reach": measured} | ({"earlier": earlier} if earlier else {})
+        durable.write_file(path, json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"--out is {str(out)!r}, which cannot be written: {error.strerror}") from None

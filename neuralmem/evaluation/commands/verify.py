@@ -1,13 +1,14 @@
 """Results checked: makes the prompts of a folder again, computes tables and scores again, and says what differs.
 
-Of eval.py niah every row and the table are checked: hash, counts, spans and scores. Of any other evaluation the
-command is given again on a copy of the rows: it must find all its prompts among them, by their hash and that of the
-weights, and write the same tables; other fields and further rows are not looked at. Runs no model, so what only that
-can say is not checked. Prints a line per difference and ends with exit code 1 where there is one.
+Of eval.py niah every row and the table are checked, of several runs into a folder too: hash, counts, spans and scores.
+Of any other evaluation the command is given again on a copy of the rows: it must find all its prompts among them, by
+their hash and that of the weights, and write the same tables; other fields and further rows are not looked at. Runs no
+model, so what only that can say is not checked. Prints a line per difference and ends with exit code 1 where there is
+one.
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -16,8 +17,9 @@ import torch
 from neuralmem.errors import UserError
 from neuralmem.evaluation import replay
 from neuralmem.evaluation.html_report import MACHINE
+from neuralmem.evaluation.niah import Settings
 from neuralmem.evaluation.recall import read_training_data
-from neuralmem.evaluation.rows import read_results
+from neuralmem.evaluation.rows import Row, read_results
 from neuralmem.evaluation.summary import by_depth
 from neuralmem.evaluation.tables import to_csv
 from neuralmem.evaluation.verify import differences, read_settings
@@ -72,11 +74,18 @@ def run(options: argparse.Namespace) -> int:
     with torch.device("meta"):
         reach = build_model(read_config(files["config.json"])).reach
     settings = read_settings(out)
-    found: Iterable[str] = differences(rows, settings, tokenizer, tokenizer.fingerprint, weights, reach, training)
-    table = out / "table.csv"
-    if table.is_file():
-        found = chain(found, replay.compare(to_csv(by_depth(rows, settings.grid)), table))
+    of_last: list[Row] = []
+    found: Iterable[str] = differences(
+        rows, settings, tokenizer, tokenizer.fingerprint, weights, reach, training, of_last
+    )
+    found = chain(found, _table(of_last, settings[0], out / "table.csv"))
     return _told(found, f"{len(rows):,} rows: prompts, counts and scores")
+
+
+def _table(rows: list[Row], settings: Settings, path: Path) -> Iterator[str]:
+    """How the table of the last run differs from that of its rows, which are known only once all were compared."""
+    if path.is_file():
+        yield from replay.compare(to_csv(by_depth(rows, settings.grid)), path)
 
 
 def _told(differences: Iterable[str], what: str) -> int:
