@@ -22,6 +22,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -37,7 +38,8 @@ ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "checkpoints"
 MEMORIES = tuple(name for name in MODELS if name != "window-tiny")
 TITANS = ("mag-tiny", "mac-tiny")
-LATER = ("mac-tiny", "hope-tiny", "window-tiny")  # asked a hundred times; a Titans five hundred times, given the hours
+# How many needles at 16K: what there were hours for. The figure wanted of a Titans is of five hundred.
+NEEDLES = {500: ("mag-tiny",), 256: ("mac-tiny",), 100: ("hope-tiny", "window-tiny")}
 STEPS = ("train", "ask", "ship", "docs")
 CONVERTED = {"mac-tiny-start": ("benchmarks/mac_from_mag.py", "neuralmem/mag-tiny")}  # a run's beginning: made by, of
 
@@ -67,11 +69,9 @@ def needles(name: str, task: str, length: str, samples: int, ablate: str, models
 
 
 QUESTIONS = (
-    needles("needle_16k", "s-niah-pk", "16k", 500, "none", TITANS),
-    needles("needle_16k_100", "s-niah-pk", "16k", 100, "none", LATER),
+    *(needles(f"needle_16k_{n}", "s-niah-pk", "16k", n, "none", models) for n, models in NEEDLES.items()),
     needles("needle_16k_controls", "s-niah-pk", "16k", 100, CONTROLS, MEMORIES),
-    needles("number_16k", "s-niah-n", "16k", 500, "none", TITANS),
-    needles("number_16k_100", "s-niah-n", "16k", 100, "none", LATER),
+    *(needles(f"number_16k_{n}", "s-niah-n", "16k", n, "none", models) for n, models in NEEDLES.items()),
     needles("number_16k_controls", "s-niah-n", "16k", 100, CONTROLS, MEMORIES),
     needles("needle_256k", "s-niah-pk", "256k", 100, "none", TITANS),
     Question("overwrite", ("overwrite",), "overwrite.csv"),
@@ -139,7 +139,7 @@ def origin(name: str) -> dict[str, Any] | None:
 
 def train(name: str) -> None:
     """Train a model, or go on with it."""
-    if (made_first := conversion(name)) and not (ROOT / made_first[-1]).exists():
+    if (made_first := conversion(name)) and not (RUNS / parts(name)[0] / "checkpoints").is_dir():
         call(*made_first)
     for part in parts(name):
         folder = RUNS / part
@@ -173,8 +173,13 @@ def ship(name: str) -> None:
     """Put a model into the package, with what it was made with.
 
     Raises:
-        SystemExit: a run was made with other settings than its config has now.
+        SystemExit: a run was made with other settings than its config has now, or began with another model.
     """
+    if made_first := conversion(name):
+        with TemporaryDirectory() as place:
+            call(*made_first[:-1], f"{place}/start")
+            if weights_of(Path(place) / "start") != weights_of(ROOT / made_first[-1]):
+                raise SystemExit(f"{made_first[-1]} is not what {' '.join(made_first[:-1])} makes; train {name} again")
     for part in parts(name):
         config, resolved = (yaml.safe_load(file.read_text()) for file in (config_of(part), RUNS / part / "config.yaml"))
         if problems := unlike(config, resolved):

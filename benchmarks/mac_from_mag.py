@@ -24,7 +24,8 @@ def convert(mag: CausalLM, segment: int) -> CausalLM:
     """The same model with a MAC wherever there is a MAG."""
     pattern = ["titans_mac" if name == "titans_mag" else name for name in mag.config.pattern]
     mac = CausalLM(replace(mag.config, pattern=pattern, attention=replace(mag.config.attention, segment=segment)))
-    new, _ = mac.load_state_dict(mag.state_dict(), strict=False)
+    new, lost = mac.load_state_dict(mag.state_dict(), strict=False)
+    assert not lost, lost
     assert all(name.endswith("written_norm.gain") for name in new), new
     for layer in mac.layers:
         if isinstance(layer, TitansMAC):

@@ -16,17 +16,20 @@ from typing import Any
 
 from neuralmem.errors import UserError
 from neuralmem.evaluation import rows as store
-from neuralmem.evaluation.cell import Cell
 from neuralmem.evaluation.niah import Settings, cells, depth_of
 from neuralmem.evaluation.prompts import TASKS, find_task
 from neuralmem.evaluation.recall import TrainingData
+from neuralmem.evaluation.replay import compare
 from neuralmem.evaluation.rows import Row
 from neuralmem.evaluation.sample import Sample
 from neuralmem.evaluation.scoring import official, strict
+from neuralmem.evaluation.summary import by_depth
+from neuralmem.evaluation.tables import to_csv
 from neuralmem.generation.protocol import TokenizerLike
 
 Place = tuple[str, str, str, int, int, int]  # task, protocol, haystack, nominal length, seed, sample
 Key = tuple[Place, str, str]  # with the ablation and the baseline
+Question = tuple[str, str, int, int]  # a place without haystack and sample
 
 
 def read_settings(folder: Path) -> list[Settings]:
@@ -61,9 +64,9 @@ def differences(
     weights: str,
     reach: int,
     training: TrainingData,
-    of_last: list[Row],
+    table: Path,
 ) -> Iterator[str]:
-    """Every difference between rows and what they must be, a line each.
+    """Every difference between the results of a folder and what they must be, a line each.
 
     Args:
         rows: of one folder
@@ -73,7 +76,7 @@ def differences(
         weights: hash of the checkpoint's weights, as rows name them
         reach: what its model states
         training: what the checkpoint was trained on
-        of_last: is filled with the memory's rows of the last run, of which its table is
+        table: the CSV of the last run, if it is there
 
     Raises:
         UserError: a haystack that is not there any more.
@@ -92,53 +95,96 @@ def differences(
         yield f"checkpoint: {count} of {len(rows)} rows have ckpt_sha256 {name}, the checkpoint's is {weights}"
     for other, count in Counter(row.reach for row in rows if not row.baseline and row.reach != reach).items():
         yield f"reach: {count} of {len(rows)} rows have reach {other}, the checkpoint's model states {reach}"
-    found: dict[Key, list[Row]] = {}
-    for row in rows:
-        found.setdefault((_place(row), row.ablation, row.baseline), []).append(row)
-    unlike: dict[Key, tuple[Sample, str]] = {}
-    for one in settings:
-        last = one is settings[0]
-        asked = _asked(rows, one if last else None)
-        for cell, build in cells(one, tokenizer, training):
-            if not last and not any(_of_cell(place, cell, one.seed) for place, _, _ in found):
-                continue
-            for number in range(one.count(cell.length)):
-                sample = build(number, depth_of(one, number), cell.random(number))
-                place = (cell.task.name, cell.protocol, sample.haystack, cell.length, one.seed, number)
+    matched = _Matched(rows, fingerprint)
+    for number, one in enumerate(settings):
+        yield from matched.run(one, tokenizer, training, last=number == 0, alone=len(settings) == 1)
+    yield from matched.rest()
+    if table.is_file():
+        yield from _table(matched.of_last, settings[0], table)
+
+
+class _Matched:
+    """Rows and the prompts that they must be of.
+
+    Args:
+        rows: of one folder
+        fingerprint: of the tokenizer; other rows are left alone
+
+    Attributes:
+        of_last: the rows of the last run
+    """
+
+    def __init__(self, rows: Sequence[Row], fingerprint: str) -> None:
+        self.of_last: list[Row] = []
+        self._fingerprint = fingerprint
+        self._left: dict[Key, list[Row]] = {}  # whose prompt was not found yet
+        self._unlike: dict[Key, tuple[Sample, str]] = {}  # a prompt in the place of a row with another hash
+        self._asked: dict[Question, set[tuple[str, str]]] = {}  # ablations and baselines of the rows
+        for row in rows:
+            self._left.setdefault((_place(row), row.ablation, row.baseline), []).append(row)
+            asked = self._asked.setdefault((row.task, row.protocol, row.nominal_len, row.seed), set())
+            asked.add((row.ablation, row.baseline))
+
+    def run(
+        self,
+        settings: Settings,
+        tokenizer: TokenizerLike,
+        training: TrainingData,
+        *,
+        last: bool,
+        alone: bool,
+    ) -> Iterator[str]:
+        """What differs in the rows of one run, and of the last one what is missing.
+
+        Args:
+            settings: of that run
+            tokenizer, training: as of `differences`
+            last: all rows of it must be there
+            alone: no other run wrote into the folder
+        """
+        for cell, build in cells(settings, tokenizer, training):
+            asked = self._asked.get((cell.task.name, cell.protocol, cell.length, settings.seed), set())
+            if last and (not asked or any(not baseline for _, baseline in asked)):  # else a run of baselines alone
+                asked = asked | {(name, "") for name in settings.ablations}
+            for number in range(settings.count(cell.length) if asked else 0):
+                sample = build(number, depth_of(settings, number), cell.random(number))
+                place = (cell.task.name, cell.protocol, sample.haystack, cell.length, settings.seed, number)
                 prompt_sha256 = sample.rope.sha256()
-                for key in [(place, name, b) for b, names in asked.items() for name in names]:
-                    there = found.pop(key, [])
-                    mine = [row for row in there if row.prompt_sha256 == prompt_sha256]
-                    if rest := [row for row in there if row not in mine and row.tokenizer_sha256 == fingerprint]:
-                        found[key], unlike[key] = rest, (sample, prompt_sha256)  # of another run, or changed
-                    if last and (not there or (len(settings) > 1 and not mine)):
-                        yield f"{_name(*key[:2])}{f' with {key[2]}' if key[2] else ''}: missing"
+                for ablation, baseline in sorted(asked):
+                    key = (place, ablation, baseline)
+                    there = self._left.pop(key, [])
+                    mine = [row for row in there if alone or row.prompt_sha256 == prompt_sha256]
+                    if others := [
+                        row for row in there if row not in mine and row.tokenizer_sha256 == self._fingerprint
+                    ]:
+                        self._left[key], self._unlike[key] = others, (sample, prompt_sha256)
+                    if last and not mine and (alone if baseline else ablation in settings.ablations):
+                        yield f"{_name(place, ablation)}{f' with {baseline}' if baseline else ''}: missing"
+                    self.of_last += mine if last else ()
                     for row in mine:
-                        yield from _prompt(row, sample, prompt_sha256)
-                    of_last += [row for row in mine if last and not row.baseline]
-    for key, (sample, prompt_sha256) in unlike.items():
-        for row in found.pop(key, []):
-            yield from _prompt(row, sample, prompt_sha256)
-    if found:
-        (place, ablation, _), count = next(iter(found)), sum(map(len, found.values()))
-        yield (
-            f"{_name(place, ablation)}: not of settings.json, as {count} rows in all; their prompts were not made again"
-        )
+                        if row.tokenizer_sha256 == self._fingerprint:
+                            yield from _prompt(row, sample, prompt_sha256)
+
+    def rest(self) -> Iterator[str]:
+        """What differs in rows that are of no run's prompt."""
+        for key, (sample, prompt_sha256) in self._unlike.items():
+            for row in self._left.pop(key, []):
+                yield from _prompt(row, sample, prompt_sha256)
+        if self._left:
+            (place, ablation, _), count = next(iter(self._left)), sum(map(len, self._left.values()))
+            yield (
+                f"{_name(place, ablation)}: not of settings.json, as {count} rows in all; their prompts were not made "
+                "again"
+            )
 
 
-def _asked(rows: Sequence[Row], settings: Settings | None) -> dict[str, list[str]]:
-    """-> the controls of the memory, "", and of every baseline. Those of the memory are as in the settings, or, as of a
-    baseline, which may be asked with fewer, all that there are."""
-    there: dict[str, list[str]] = {}
-    for baseline, name in sorted({(row.baseline, row.ablation) for row in rows}):
-        there.setdefault(baseline, []).append(name)
-    alone = rows and "" not in there  # a run of baselines alone
-    return there if settings is None or alone else there | {"": list(settings.ablations)}
-
-
-def _of_cell(place: Place, cell: Cell, seed: int) -> bool:
-    task, protocol, _, length, its_seed, _ = place
-    return (task, protocol, length, its_seed) == (cell.task.name, cell.protocol, cell.length, seed)
+def _table(rows: Sequence[Row], settings: Settings, path: Path) -> Iterator[str]:
+    """How the table of a run differs from that of its rows; of a folder's memory and baselines it may be of either."""
+    found: list[list[str]] = []
+    for baseline in sorted({row.baseline for row in rows}):
+        again = to_csv(by_depth([row for row in rows if row.baseline == baseline], settings.grid))
+        found.append(list(compare(again, path)))
+    yield from min(found, key=len, default=[])
 
 
 def _scores(row: Row) -> Iterator[str]:

@@ -62,7 +62,7 @@ class MultiHead(nn.Module):
 
     Args:
         width: of the residual stream
-        config: heads, persistent tokens
+        config: heads, window, persistent tokens, base of the rotation, backend
 
     Raises:
         UserError: the heads do not divide the width into heads of even width.
@@ -100,7 +100,8 @@ class SegmentAttention(MultiHead):
         Args:
             x: [B, S, width]
             h: [B, S, width], recalled for each
-            cached: keys and values as `empty` has them, and Int [B] how many of them come before x's own
+            cached: keys and values [B, S - 1, N, D] as `empty` has them, and Int [B], how many of them take the place
+                of the segment's first ones
 
         Returns:
             the attended [B, S, width], and the segment's keys and values [B, S, N, D]: tokens', then recalled.
@@ -122,7 +123,7 @@ class SegmentAttention(MultiHead):
 
 
 class Attention(MultiHead, Stream):
-    """[B, T, width] -> [B, T, width], in a sliding window or over all before."""
+    """[B, T, width] -> [B, T, width], in a sliding window or over all before; arguments as of `MultiHead`."""
 
     @property
     def reach(self) -> int | None:

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from neuralmem import durable
 from neuralmem.errors import UserError
 from neuralmem.training.folder_io import FolderIO
+from neuralmem.training.ranks import random_state
 from neuralmem.training.resume import FOLDER, broken, found, set_aside
 
 
@@ -37,7 +38,9 @@ class Checkpoints(Checkpoint):
         self.saved = self.tried = -1  # the step of the newest checkpoint, and of the last attempt
         self.replaced: list[Path] = []  # what an older run left that this one does not go on from
         self.known: dict[Path, object] = {}  # verified checkpoints, and what their files looked like then
-        self.between = False  # a step is done, and nothing of the next has begun
+        # Loops, place in the data and random numbers as the last step left them, while nothing of the next has begun.
+        self.between: dict[str, Any] | None = None
+        self.failed = False  # in between
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         self._io(trainer).describe(pl_module.model.config, getattr(trainer.datamodule, "tokenizer", None))  # type: ignore[attr-defined]
@@ -54,16 +57,22 @@ class Checkpoints(Checkpoint):
             )
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        self.between = False
+        self.between = None
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         step = trainer.global_step
-        self.between = not trainer.fit_loop._should_accumulate()
+        if trainer.world_size == 1 and not trainer.fit_loop._should_accumulate():
+            self.between = {
+                "epoch": trainer.current_epoch,
+                "fit_loop": trainer.fit_loop.state_dict(),
+                "random_state": random_state(),
+            }
         # Between the batches of a step the number is that of the step before, which was tried already.
         if step % self.every == 0 and step != self.tried:
             self.save_now(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.between = None
         if problem := self._save(trainer):
             kept = f"the newest checkpoint is of step {self.saved:,}" if self.saved > 0 else "there is no checkpoint"
             raise UserError(f"the run has ended, but its last state, step {trainer.global_step:,}, {problem}; {kept}")
@@ -73,10 +82,21 @@ class Checkpoints(Checkpoint):
         if isinstance(exception, KeyboardInterrupt) and self.saved >= 0:
             self.save_now(trainer)
         # With several devices an error of one leaves it alone, and saving takes all.
-        elif isinstance(exception, Exception) and self.between and trainer.world_size == 1:
-            before = self.saved
-            if self.save_now(trainer) is None and self.saved > before:
+        elif isinstance(exception, Exception) and self.between is not None:
+            self.failed, before = True, self.saved
+            try:
+                self.save_now(trainer)
+            except Exception as error:  # the one that ended the run is what has to be seen
+                _say(trainer, f"warning: step {trainer.global_step:,} was not saved: {' '.join(str(error).split())}")
+            if self.saved > before:
                 _say(trainer, f"step {self.saved:,} is saved; go on with --resume auto")
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self.failed and self.between is not None:  # Lightning and the loader have counted a batch that never came
+            checkpoint["epoch"] = self.between["epoch"]
+            checkpoint["loops"]["fit_loop"] = fit_loop = self.between["fit_loop"]
+            checkpoint["loader_state"] = [fit_loop["state_dict"].get("combined_loader")]
+            checkpoint["random_state"] = [self.between["random_state"]]
 
     def save_now(self, trainer: L.Trainer) -> str | None:
         """Save, unless this step is saved; on every rank at once. Says and returns what went wrong; None: nothing."""
@@ -90,10 +110,12 @@ class Checkpoints(Checkpoint):
         if step == self.saved or step == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return None
         path = _folder(trainer) / f"step={step}"
-        for (
-            logger
-        ) in trainer.loggers:  # before the checkpoint: what goes on from it drops later rows, and writes none anew
-            logger.save()
+        # Before the checkpoint: a run that goes on from it does not log this step again.
+        for logger in trainer.loggers:
+            try:
+                logger.save()
+            except OSError as error:
+                _say(trainer, f"warning: {type(logger).__name__} was not saved: {durable.reason(error)}")
         with self._io(trainer).failing_softly() as failures:
             trainer.save_checkpoint(path)
         problem = f"was not saved: {failures[0]}" if failures else None

@@ -254,7 +254,9 @@ class CommandLine(LightningCLI):
                 "(--ckpt_path null takes back a config's)"
             )
         if self.config.init_from is None and not self.config.init_strict:
-            raise UserError("init_strict is false and init_from is not given; there is no model to take weights of")
+            raise UserError(
+                "init_strict is false and init_from is not given; give it, or --init_strict true takes back a config's"
+            )
         if first_rank():
             self.held.enter_context(run_lock(self.run))
             remove_leftovers(self.run)
@@ -338,12 +340,14 @@ class CommandLine(LightningCLI):
                 f"init_from is {wanted!r}, another model: {explain_mismatch(str(error))}; --init_strict false takes "
                 "what fits"
             ) from None
-        if self.model.model.config.tie_embeddings and not torch.equal(given.head.weight, given.embedding.weight):
+        embeds = bool({"head.weight", "embedding.weight"} & weights.keys())  # else its tokens are not these
+        untied = not torch.equal(given.head.weight, given.embedding.weight)
+        if embeds and self.model.model.config.tie_embeddings and untied:
             raise UserError(
                 f"init_from is {wanted!r}, whose head is not its embedding; set model.tie_embeddings to false"
             )
         tokenizer = getattr(self.datamodule, "tokenizer", None)
-        if None not in (reads, tokenizer) and reads != tokenizer:
+        if embeds and None not in (reads, tokenizer) and reads != tokenizer:
             raise UserError(
                 f"init_from is {wanted!r}, whose tokenizer is not that of the data; set data.tokenizer to "
                 f"{str(locate(wanted) / 'tokenizer.json')!r}"
@@ -352,6 +356,8 @@ class CommandLine(LightningCLI):
             print(f"starting with the weights of {wanted}", file=sys.stderr)
             if new := [name for name in here if name not in weights]:
                 print(f"not in {wanted}, so new: {', '.join(new)}", file=sys.stderr)
+            if unused := [name for name in given.state_dict() if name not in weights]:
+                print(f"only in {wanted}, so not used: {', '.join(unused)}", file=sys.stderr)
 
 
 def _fits(tensor: torch.Tensor, own: torch.Tensor | None) -> bool:

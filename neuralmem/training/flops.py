@@ -123,17 +123,17 @@ def _attention(module: Attention, tokens: int) -> float:
 
 def _memory_as_context(layer: TitansMAC, tokens: int) -> tuple[float, float, float, float]:
     """Segment by segment: recall, attention over recalled and read tokens, and the update, whose chunks start anew."""
-    memory, attends = layer.memory, layer.attention
+    memory, attention = layer.memory, layer.attention
     parts = [layer.size] * (tokens // layer.size) + ([tokens % layer.size] if tokens % layer.size else [])
     # Twice what the walk over the modules saw: keys and values of what is recalled, and the memory asked again.
-    linear = 2.0 * tokens * sum(f.weight.numel() for f in (attends.key, attends.value))
+    linear = 2.0 * tokens * sum(f.weight.numel() for f in (attention.key, attention.value))
     asked = [getattr(memory, name, None) for name in ("query", "gate", "output")]
     linear += 2.0 * tokens * sum(f.weight.numel() for f in asked if isinstance(f, nn.Linear))
-    prefix = attends.config.persistent_tokens
-    attention = 4.0 * attends.query.out_features * sum(2 * visible_keys(part, None) + part * prefix for part in parts)
+    prefix = attention.config.persistent_tokens
+    scores = 4.0 * attention.query.out_features * sum(2 * visible_keys(part, None) + part * prefix for part in parts)
     costs = [update_cost(memory, part) for part in parts]
     products = sum(cost[0] for cost in costs) + tokens * read_cost(memory)
-    return linear, attention, products, sum(cost[1] for cost in costs)
+    return linear, scores, products, sum(cost[1] for cost in costs)
 
 
 def _inner(model: EndToEnd, tokens: int) -> float:

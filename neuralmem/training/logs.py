@@ -78,7 +78,7 @@ class RunLogs(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what is pending; before every checkpoint, and by Lightning with every row."""
+        """Write what is pending; called before every checkpoint and at the end."""
         with self._going_on():
             if self.row:
                 self._write_row()

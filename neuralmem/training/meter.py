@@ -129,7 +129,8 @@ class Meter(L.Callback):
 
     def _resources(self, trainer: L.Trainer, module: Any, operations: float | None, seconds: float) -> dict[str, float]:
         """Utilisation, memory and time; what is not known is left out."""
-        values = {"peak_memory_gib": peak_memory(module.device) / 2**30}
+        peak = torch.tensor(peak_memory(module.device) / 2**30, device=module.device)
+        values = {"peak_memory_gib": trainer.strategy.reduce(peak, reduce_op="max").item()}  # of the fullest device
         if self.use and operations:
             values["mfu"] = self.use.share(operations, seconds, trainer.world_size)
         left = seconds_left(trainer, module, time.perf_counter() - self.began, self.share)

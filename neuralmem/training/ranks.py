@@ -73,8 +73,6 @@ class RankState(L.Callback):
     def __init__(self, meter: Meter, checkpoint: Path | None = None) -> None:
         self.meter, self.checkpoint = meter, checkpoint
         self.pending: dict[str, Any] | None = None
-        self.after_step: dict[str, Any] = {}  # the loops and the place in the data as the last whole step left them
-        self.failed = False
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Refuse to go on from different checkpoints: a rank may see another folder, or a broken copy.
@@ -90,8 +88,6 @@ class RankState(L.Callback):
             )
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        if self.failed:  # Lightning and the loader have counted a batch that never came
-            checkpoint["loops"]["fit_loop"] = self.after_step
         checkpoint["readers"] = _readers(trainer)
         checkpoint["random_state"] = gather(trainer, random_state())
         checkpoint["loader_state"] = gather(trainer, _fit_loop(checkpoint).get("combined_loader"))
@@ -110,13 +106,6 @@ class RankState(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._restore(pl_module)
-
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if not trainer.fit_loop._should_accumulate():
-            self.after_step = trainer.fit_loop.state_dict()  # less than a millisecond
-
-    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
-        self.failed = isinstance(exception, Exception)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._restore(pl_module)  # an epoch without a batch: the loader of the next one draws random numbers

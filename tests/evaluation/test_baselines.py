@@ -252,6 +252,8 @@ def test_all_side_by_side(tmp_path: Path, text_file: Path, capsys: pytest.Captur
     assert main(["niah", *options(linear, text_file), "--baseline", "linear"]) == 0
     assert main(["niah", *options(full, text_file), "--baseline", "full"]) == 0
     assert main(["niah", *options(full, text_file)]) == 0
+    for results in (linear / "niah_linear", full / "niah_full", full / "niah"):
+        assert main(["verify", "--out", str(results), "--checkpoint", str(results.parent)]) == 0
     whole, pieces = (list(store.read(full / name / "rows.jsonl")) for name in ("niah_full", "niah"))
     assert [(row.pred, row.rank_of_10, row.state_bytes) for row in whole] == [
         (row.pred, row.rank_of_10, row.state_bytes) for row in pieces

@@ -41,7 +41,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     oracle, tasks = Oracle(300), tuple(map(find_task, ("s-niah-n", "mq-niah", "fwe")))
     subject = Subject(300, oracle.tokenizer.fingerprint, weights, 64, 64, "float32", "cpu")
     settings = Settings(tasks, (1500,), samples=(3,), haystacks=("grammar",), ablations=("none", "off", "shuffled"))
-    run(settings, Reader(oracle, oracle.tokenizer), subject, folder / "niah", read_training_data(folder))
+    rows = run(settings, Reader(oracle, oracle.tokenizer), subject, folder / "niah", read_training_data(folder))
+    (folder / "niah" / "table.csv").write_text(to_csv(by_depth(rows, settings.grid)))
     (folder / "niah" / "settings.json").write_text(json.dumps(asdict(settings)))
     return folder
 
@@ -51,7 +52,8 @@ def spoilt(written: Path, tmp_path: Path, spoil: Callable[[Rows], object]) -> li
     rows = [json.loads(line) for line in (written / "niah" / "rows.jsonl").read_text().splitlines()]
     spoil(rows)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "settings.json").write_bytes((written / "niah" / "settings.json").read_bytes())
+    for name in ("settings.json", "table.csv"):
+        (tmp_path / name).write_bytes((written / "niah" / name).read_bytes())
     return ["verify", "--out", str(tmp_path), "--checkpoint", str(written)]
 
 
@@ -85,10 +87,20 @@ def test_what_was_changed_is_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(spoilt(written, tmp_path, spoil)) == 1
-    *lines, last = capsys.readouterr().out.splitlines()
+    *every, last = capsys.readouterr().out.splitlines()
+    lines = [line for line in every if "table.csv" not in line]
     assert any(expected in line for line in lines), lines
     assert len(lines) <= 2, "a changed prediction changes two scores, a row that is elsewhere is missing as well"
-    assert last.endswith(f" {len(lines)} difference{'s' * (len(lines) != 1)}")
+    assert last.endswith(f" {len(every)} difference{'s' * (len(every) != 1)}")
+
+
+def test_a_changed_hash_leaves_the_table_as_it_is(
+    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(spoilt(written, tmp_path, lambda rows: rows[4].update(prompt_sha256="0" * 64))) == 1
+    (line, last) = capsys.readouterr().out.splitlines()
+    assert "prompt_sha256 is '000" in line
+    assert last.endswith(" 1 difference")
 
 
 def test_two_runs_into_one_folder_are_both_checked(

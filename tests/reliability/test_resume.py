@@ -1,10 +1,11 @@
 """A run that is cut and goes on is, to the bit, the run that was not: weights, losses and the next checkpoint."""
 
 import contextlib
+import inspect
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import yaml
 from neuralmem.data.handover import positions
 from neuralmem.data.hub import _Stream
 from neuralmem.data.module import Files, TextData, Validation
+from neuralmem.data.packing import PackedText
 from neuralmem.data.prepare import main as prepare
+from neuralmem.data.synthetic import Recall
 from neuralmem.errors import UserError
 from neuralmem.training.checkpoints import Checkpoints
 from neuralmem.training.cli import main
@@ -25,6 +28,7 @@ from neuralmem.training.module import LanguageModel
 from neuralmem.training.plain import pack
 from neuralmem.training.resume import first_rank
 from tests.conftest import TINY
+from tests.reliability.map_style import Rows
 
 Train = Callable[..., Path]
 STEPS = 11
@@ -148,36 +152,74 @@ def test_a_run_cut_anywhere_is_the_uninterrupted_one(
     same(half / last, whole / last)
 
 
-@pytest.mark.parametrize("case", ["stream", "stream, carried", "stream, two workers"])
-def test_a_stream_that_breaks_costs_no_step(
-    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, case: str
+def breaking(after: int, method: Callable[..., Any]) -> Callable[..., Any]:
+    """The same method, but its call of this number, or what it yields in that place, is an error."""
+    calls = count()
+
+    def call(*given: Any) -> Any:
+        if next(calls) == after:
+            raise UserError("the data broke")
+        return method(*given)
+
+    def walk(*given: Any) -> Iterator[Any]:
+        yield from islice(method(*given), after)
+        raise UserError("the data broke")
+
+    return walk if inspect.isgeneratorfunction(method) else call
+
+
+@pytest.mark.parametrize(
+    ("case", "broken", "method", "after", "left"),
+    [
+        ("stream", _Stream, "_rows", 25, None),
+        ("stream, carried", _Stream, "_rows", 25, None),
+        ("stream, two workers", _Stream, "_rows", 25, None),
+        ("curriculum", Recall, "draw", 3, 3),  # a stage has just been mastered
+        ("map style, epochs", Rows, "__getitem__", 12, 3),  # the first row of the second epoch
+    ],
+)
+def test_data_that_break_cost_no_step(
+    train: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    case: str,
+    broken: type,
+    method: str,
+    after: int,
+    left: int | None,
 ) -> None:
     """The steps before are saved, with the place in the data in front of the batch that could not be read."""
     config, options = CASES[case]
     write_texts()
-    options = [*options, "--trainer.max_steps", str(STEPS), "--checkpoint.keep", "99", "--report.at_end", "false"]
+    options = [*options, "--trainer.max_steps", str(STEPS), "--checkpoint.keep", "99"]
     whole = train(config, "whole", *options, "--checkpoint.every", "1")
-    rows = _Stream._rows
-
-    def break_off(stream: _Stream) -> Iterator[Any]:
-        yield from islice(rows(stream), 25)
-        raise UserError("the stream broke")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(_Stream, "_rows", break_off)
+    with monkeypatch.context() as patched:
+        patched.setattr(broken, method, breaking(after, getattr(broken, method)))
         capsys.readouterr()
-        assert (
-            main(["--config", str(TINY / f"{config}.yaml"), "--run", "half", *options, "--checkpoint.every", "99"]) == 2
-        )
+        given = ["--config", str(TINY / f"{config}.yaml"), "--run", "half", *options, "--report.at_end", "false"]
+        assert main([*given, "--checkpoint.every", "99"]) == 2
     said = capsys.readouterr().err
-    assert "the stream broke" in said
+    assert "the data broke" in said
     (step,) = (int(path.name.removeprefix("step=")) for path in Path("half/checkpoints").iterdir())
     assert 1 < step < STEPS
+    assert left in (None, step)
     assert f"step {step} is saved; go on with --resume auto" in said
     same(Path(f"half/checkpoints/step={step}"), whole / "checkpoints" / f"step={step}")
     half = train(config, "half", *options, "--checkpoint.every", "1", "--resume", "auto")
     assert losses(half) == losses(whole)
     same(half / f"checkpoints/step={STEPS}", whole / f"checkpoints/step={STEPS}")
+
+
+def test_data_that_break_within_a_step_cost_what_is_after_the_last_checkpoint(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Two batches a step: the fourth does not come, so the second step is not whole."""
+    options = ["--tokens_per_step", "384", "--trainer.max_steps", str(STEPS), "--checkpoint.every", "99"]
+    monkeypatch.setattr(PackedText, "_batch", breaking(3, PackedText._batch))
+    given = ["--config", str(TINY / "mag.yaml"), "--run", "half", *options, "--report.at_end", "false"]
+    assert main(given) == 2
+    assert "is saved" not in capsys.readouterr().err
+    assert not Path("half/checkpoints").exists()
 
 
 @pytest.mark.parametrize(

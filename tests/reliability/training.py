@@ -39,9 +39,9 @@ def finish(child: int) -> None:
 
 
 def end_of(run: Path) -> tuple[bytes, list[tuple[float, float]]]:
-    """The weights, and the losses of all steps, each as it was logged last."""
-    losses = {row["step"]: row["loss"] for row in read_metrics(run / "metrics.csv")}
-    return (run / "model.safetensors").read_bytes(), sorted(losses.items())
+    """The weights, and step and loss of every line of the log."""
+    losses = [(row["step"], row["loss"]) for row in read_metrics(run / "metrics.csv")]
+    return (run / "model.safetensors").read_bytes(), losses
 
 
 def newest(run: Path) -> int:
@@ -56,12 +56,14 @@ def main(folder: Path, kills: int, seed: int) -> None:
     while len(steps) < kills:
         before, child = newest(run), begin(run, total)
         while newest(run) == before:  # each gets as far as one checkpoint
+            assert os.waitpid(child, os.WNOHANG)[0] == 0, f"training ended before its first checkpoint, in {run}"
             time.sleep(0.01)
-        time.sleep(chance.uniform(0, 1))
+        seen, began = newest(run), time.monotonic()
+        while newest(run) == seen and time.monotonic() - began < chance.uniform(0, 1):  # within the next steps
+            time.sleep(0.01)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         steps.append(newest(run))
-        assert steps[-1] < total, f"{kills} kills are too many for {total} steps"
     finish(begin(run, total))
     print(json.dumps({"steps": steps, "equal": end_of(run) == end_of(folder / "whole")}))
 

@@ -20,6 +20,7 @@ from neuralmem.training.compute import Compute
 from neuralmem.training.faults import Faults
 from neuralmem.training.meter import Meter
 from neuralmem.training.module import LanguageModel
+from neuralmem.training.optim import OptimizerConfig
 from neuralmem.training.probes import Probes
 from neuralmem.training.ranks import RankState
 from neuralmem.training.sharding import whole
@@ -27,6 +28,7 @@ from neuralmem.training.sharding import whole
 STEPS, ROWS, LENGTH, VOCABULARY = 4, 4, 24, 19
 MEMORY = MemoryConfig(rule="titans", heads=2, chunk_size=8)
 ATTENTION = AttentionConfig(heads=2, window=8, persistent_tokens=2, segment=12)
+LONG = OptimizerConfig(lr=1e-2, warmup=0)
 CASES: dict[str, dict[str, Any]] = {
     "fresh rows": {"pattern": ["titans_mag"]},
     "carried memory": {"pattern": ["titans_lmm", "titans_mac"], "carry": True},
@@ -37,7 +39,8 @@ CASES: dict[str, dict[str, Any]] = {
     "probed": {"pattern": ["titans_mac"], "probed": True},
     "recomputed": {"pattern": ["titans_lmm", "titans_mac"], "carry": True, "compute": {"recompute": True}},
     "compiled": {"pattern": ["titans_mag"], "carry": True, "compute": {"compile": True}},
-    "bf16": {"pattern": ["titans_mag"], "carry": True, "precision": "bf16-mixed"},
+    # Long steps, so that weights move by far more than bf16 rounds.
+    "bf16": {"pattern": ["titans_mag"], "carry": True, "precision": "bf16-mixed", "optimizer": LONG},
 }
 
 
@@ -112,8 +115,8 @@ def train(
     callbacks: Callable[[], list[L.Callback]] = list,
     folder: Path | None = None,
 ) -> dict[str, Any]:
-    """Train the case, whose probes write into the folder. -> losses, the validation's, weights, how many steps were
-    skipped, what was probed; all as on one device."""
+    """Train the case, whose probes write into the folder. -> losses, the validation's, weights, how far these have
+    moved, how many steps were skipped, what was probed; all as on one device."""
     options = dict(CASES[case])
     named = ("carry", "accumulate", "broken", "uneven", "probed", "compute", "precision")
     carry, accumulate, broken, uneven, probed, compute, precision = (options.pop(name, None) for name in named)
@@ -123,6 +126,7 @@ def train(
     module = Watched(
         broken, vocab_size=VOCABULARY, width=16, depth=2, attention=ATTENTION, memory=MEMORY, **options
     )  # fmt: skip
+    before = {name: x.detach().clone() for name, x in module.model.state_dict().items()}
     faults, asked = Faults(), Outputs()
     probes = [Probes(every=2, run=[asked])] if probed else []
     trainer = L.Trainer(
@@ -144,11 +148,13 @@ def train(
     )
     trainer.fit(module, datamodule=Data(bool(carry), bool(uneven)))
     weights = {name: whole(x.detach()).clone() for name, x in module.model.state_dict().items()}
+    moved = torch.cat([(x - before[name]).flatten() for name, x in weights.items()])
     losses = trainer.strategy.reduce(torch.stack(module.losses), reduce_op="mean")
     validation = torch.zeros(()) if uneven else trainer.callback_metrics["val_loss"]
     torch.set_default_dtype(torch.float32)
     found = {"probed": torch.stack(asked.seen)} if probed else {}
-    return {"losses": losses, "validation": validation, "skipped": torch.tensor(faults.skipped), **weights, **found}
+    found |= {"losses": losses, "validation": validation, "skipped": torch.tensor(faults.skipped), "moved": moved}
+    return found | weights
 
 
 def going_on(step: int) -> str:

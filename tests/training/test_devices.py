@@ -16,7 +16,6 @@ STRATEGIES = ["ddp", "fsdp2"]
 QUICK = [f"{strategy}:{case}" for strategy in STRATEGIES for case in ("carried memory", "NaN on one device")]
 QUICK.append("fsdp2:probed")
 ALL = [f"{strategy}:{case}" for strategy in STRATEGIES for case in devices.CASES]
-CLOSE = {"bf16": 1e-3}  # eight bits of a gradient's sum over one device's rows, then over the other's
 ROOT = Path(__file__).parents[2]
 
 
@@ -44,10 +43,16 @@ def run_two(folder: Path, runs: list[str]) -> dict[str, dict[str, torch.Tensor]]
 def compare(two: dict[str, dict[str, torch.Tensor]], folder: Path) -> None:
     for run, found in two.items():
         case = run.partition(":")[2]
-        one, close = devices.train(case, "auto", devices=1, folder=folder), CLOSE.get(case, 1e-9)
+        one = devices.train(case, "auto", devices=1, folder=folder)
+        if (
+            case == "bf16"
+        ):  # a device rounds the sum over its rows to eight bits: 0.16; without the other's rows it is 1.05
+            assert (found["moved"] - one["moved"]).norm() < 0.4 * one["moved"].norm()
+            assert torch.allclose(found["losses"], one["losses"], atol=1e-2)
+            continue
         assert found.keys() == one.keys()
         for name, x in one.items():
-            assert torch.allclose(found[name], x, rtol=close, atol=close), (run, name, found[name], x)
+            assert torch.allclose(found[name], x, rtol=1e-9, atol=1e-9), (run, name, found[name], x)
 
 
 def test_two_processes_are_one(tmp_path: Path) -> None:

@@ -8,8 +8,7 @@ one.
 """
 
 import argparse
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -17,11 +16,8 @@ import torch
 from neuralmem.errors import UserError
 from neuralmem.evaluation import replay
 from neuralmem.evaluation.html_report import MACHINE
-from neuralmem.evaluation.niah import Settings
 from neuralmem.evaluation.recall import read_training_data
-from neuralmem.evaluation.rows import Row, read_results
-from neuralmem.evaluation.summary import by_depth
-from neuralmem.evaluation.tables import to_csv
+from neuralmem.evaluation.rows import read_results
 from neuralmem.evaluation.verify import differences, read_settings
 from neuralmem.models.causal_lm import build_model
 from neuralmem.models.checkpoint import read_config
@@ -74,18 +70,8 @@ def run(options: argparse.Namespace) -> int:
     with torch.device("meta"):
         reach = build_model(read_config(files["config.json"])).reach
     settings = read_settings(out)
-    of_last: list[Row] = []
-    found: Iterable[str] = differences(
-        rows, settings, tokenizer, tokenizer.fingerprint, weights, reach, training, of_last
-    )
-    found = chain(found, _table(of_last, settings[0], out / "table.csv"))
+    found = differences(rows, settings, tokenizer, tokenizer.fingerprint, weights, reach, training, out / "table.csv")
     return _told(found, f"{len(rows):,} rows: prompts, counts and scores")
-
-
-def _table(rows: list[Row], settings: Settings, path: Path) -> Iterator[str]:
-    """How the table of the last run differs from that of its rows, which are known only once all were compared."""
-    if path.is_file():
-        yield from replay.compare(to_csv(by_depth(rows, settings.grid)), path)
 
 
 def _told(differences: Iterable[str], what: str) -> int:
