@@ -48,8 +48,9 @@ def test_each_is_whole_and_says_how_it_was_made(name: str) -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [("harbour", "4711"), ("window", "0815"), ("string", "2718")])
-def test_what_the_text_told_is_said_far_beyond_reach_and_only_with_the_memory(key: str, value: str) -> None:
-    model, tokenizer = nm.load("neuralmem/mag-tiny")
+@pytest.mark.parametrize("name", ["mag-tiny", "mac-tiny"])
+def test_what_the_text_told_is_said_far_beyond_reach_and_only_with_the_memory(name: str, key: str, value: str) -> None:
+    model, tokenizer = nm.load(f"neuralmem/{name}")
     assert tokenizer is not None
     read = torch.tensor([tokenizer.encode(f"@{key} {value}\n{haystack_text(8192)}")])
     assert read.shape[1] > 30 * model.reach
@@ -60,6 +61,13 @@ def test_what_the_text_told_is_said_far_beyond_reach_and_only_with_the_memory(ke
     }
     assert said["on"] == f" {value}"
     assert said["frozen"] != f" {value}"
+
+
+def test_the_control_does_not_know_it() -> None:
+    model, tokenizer = nm.load("neuralmem/window-tiny")
+    assert tokenizer is not None
+    said = nm.generate(model, tokenizer, f"@harbour 4711\n{haystack_text(8192)}@harbour", max_tokens=5)
+    assert said != " 4711"
 
 
 def test_the_tables_are_made_from_the_shipped_scores(monkeypatch: pytest.MonkeyPatch) -> None:
