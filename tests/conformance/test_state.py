@@ -44,7 +44,7 @@ def documented_bytes(module: Stream, wide: int, narrow: int) -> int:
             total += narrow * 2 * (part.config.window - 1) * part.key.out_features + INTEGER
         if isinstance(part, TitansMAC):
             total += wide * sum(x.numel() for x in part.memory.initial()[0])  # what the first read uses
-            total += narrow * 4 * (part.size - 1) * part.key.out_features + INTEGER
+            total += narrow * 4 * (part.size - 1) * part.attention.key.out_features + INTEGER
         if isinstance(part, CausalLM):
             total += INTEGER
         if isinstance(part, EndToEnd):

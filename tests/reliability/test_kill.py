@@ -37,7 +37,7 @@ def test_no_kill_leaves_an_unusable_folder(tmp_path: Path, trials: str, stride: 
     assert found["generations"] > int(trials) // 4
 
 
-@pytest.mark.parametrize("kills", ["2", pytest.param("20", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", ["1", pytest.param("20", marks=pytest.mark.soak)])
 def test_a_run_killed_at_any_moment_ends_as_one_left_alone(tmp_path: Path, kills: str) -> None:
     found = kill(tmp_path, kills, "0", what="training")
     assert found["equal"]
