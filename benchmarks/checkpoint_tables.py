@@ -30,8 +30,7 @@ def share(line: dict[str, str], name: str, n: str) -> str:
 
 def lines_of(scores: dict[str, Any], name: str, **wanted: str) -> list[dict[str, str]]:
     """The lines of an answered question whose columns hold what is wanted."""
-    keys = [key for key in scores if re.fullmatch(rf"{name}(_\d+)?", key)]  # the number of samples may be part of it
-    found = [line for key in keys for line in scores[key]["lines"]]
+    found = scores.get(name, {}).get("lines", ())
     return [line for line in found if all(line[column] == value for column, value in wanted.items())]
 
 

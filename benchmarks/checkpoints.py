@@ -22,7 +22,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -69,9 +68,9 @@ def needles(name: str, task: str, length: str, samples: int, ablate: str, models
 
 
 QUESTIONS = (
-    *(needles(f"needle_16k_{n}", "s-niah-pk", "16k", n, "none", models) for n, models in NEEDLES.items()),
+    *(needles("needle_16k", "s-niah-pk", "16k", n, "none", models) for n, models in NEEDLES.items()),
     needles("needle_16k_controls", "s-niah-pk", "16k", 100, CONTROLS, MEMORIES),
-    *(needles(f"number_16k_{n}", "s-niah-n", "16k", n, "none", models) for n, models in NEEDLES.items()),
+    *(needles("number_16k", "s-niah-n", "16k", n, "none", models) for n, models in NEEDLES.items()),
     needles("number_16k_controls", "s-niah-n", "16k", 100, CONTROLS, MEMORIES),
     needles("needle_256k", "s-niah-pk", "256k", 100, "none", TITANS),
     Question("overwrite", ("overwrite",), "overwrite.csv"),
@@ -175,11 +174,10 @@ def ship(name: str) -> None:
     Raises:
         SystemExit: a run was made with other settings than its config has now, or began with another model.
     """
-    if made_first := conversion(name):
-        with TemporaryDirectory() as place:
-            call(*made_first[:-1], f"{place}/start")
-            if weights_of(Path(place) / "start") != weights_of(ROOT / made_first[-1]):
-                raise SystemExit(f"{made_first[-1]} is not what {' '.join(made_first[:-1])} makes; train {name} again")
+    if base := origin(name):
+        trained = json.loads((locate(base["name"]) / "made.json").read_text())["trained"]
+        if trained["ended"] > json.loads((RUNS / parts(name)[0] / "machine.json").read_text())["began"]:
+            raise SystemExit(f"{base['name']} is younger than {name}, which began with another; train {name} again")
     for part in parts(name):
         config, resolved = (yaml.safe_load(file.read_text()) for file in (config_of(part), RUNS / part / "config.yaml"))
         if problems := unlike(config, resolved):
@@ -277,12 +275,13 @@ def main() -> None:
     options = parser.parse_args()
     if wrong := [name for name in options.models if name not in MODELS]:
         parser.error(f"no model {wrong[0]!r}; there are {', '.join(MODELS)}")
-    for step in options.step or STEPS:
-        if step == "docs":
-            update_docs()
-            continue
-        for name in options.models or MODELS:
-            {"train": train, "ask": ask, "ship": ship}[step](name)
+    steps = options.step or STEPS
+    for name in options.models or MODELS:  # whole before the next, which may begin with it
+        for step in steps:
+            if step != "docs":
+                {"train": train, "ask": ask, "ship": ship}[step](name)
+    if "docs" in steps:
+        update_docs()
 
 
 if __name__ == "__main__":

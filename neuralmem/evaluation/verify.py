@@ -21,14 +21,12 @@ from neuralmem.evaluation.prompts import TASKS, find_task
 from neuralmem.evaluation.recall import TrainingData
 from neuralmem.evaluation.replay import compare
 from neuralmem.evaluation.rows import Row
-from neuralmem.evaluation.sample import Sample
 from neuralmem.evaluation.scoring import official, strict
 from neuralmem.evaluation.summary import by_depth
 from neuralmem.evaluation.tables import to_csv
 from neuralmem.generation.protocol import TokenizerLike
 
 Place = tuple[str, str, str, int, int, int]  # task, protocol, haystack, nominal length, seed, sample
-Key = tuple[Place, str, str]  # with the ablation and the baseline
 Question = tuple[str, str, int, int]  # a place without haystack and sample
 
 
@@ -95,87 +93,85 @@ def differences(
         yield f"checkpoint: {count} of {len(rows)} rows have ckpt_sha256 {name}, the checkpoint's is {weights}"
     for other, count in Counter(row.reach for row in rows if not row.baseline and row.reach != reach).items():
         yield f"reach: {count} of {len(rows)} rows have reach {other}, the checkpoint's model states {reach}"
-    matched = _Matched(rows, fingerprint)
-    for number, one in enumerate(settings):
-        yield from matched.run(one, tokenizer, training, last=number == 0, alone=len(settings) == 1)
-    yield from matched.rest()
+    prompts = _Prompts(rows, settings, tokenizer, training)
+    controls = {name for one in settings for name in one.ablations}
+    unknown: list[Row] = []
+    for row in rows:
+        if _place(row) not in prompts.made or not (row.baseline or row.ablation in controls):
+            unknown.append(row)
+        elif row.tokenizer_sha256 == fingerprint:
+            yield from _compare(row, prompts.of(row))
+    yield from prompts.missing(rows, settings)
+    if unknown:
+        yield (
+            f"{_name(_place(unknown[0]), unknown[0].ablation)}: not of settings.json, as {len(unknown)} rows in all; "
+            "their prompts were not made again"
+        )
     if table.is_file():
-        yield from _table(matched.of_last, settings[0], table)
+        of_last = [row for row in rows if prompts.is_of_last(row)]
+        yield from _table([r for r in of_last if r.baseline or r.ablation in settings[0].ablations], settings[0], table)
 
 
-class _Matched:
-    """Rows and the prompts that they must be of.
+class _Prompts:
+    """Every prompt of a folder's runs, made again: its hash, and what rows have to say of it.
 
     Args:
-        rows: of one folder
-        fingerprint: of the tokenizer; other rows are left alone
+        rows: of the folder
+        settings: of its runs, the last one first
+        tokenizer: of the checkpoint
+        training: what the checkpoint was trained on
 
     Attributes:
-        of_last: the rows of the last run
+        made: by place and hash, fields by reach; runs with other depths have other prompts in the same place
+        last: the hash of the last run's prompt in its places
     """
 
-    def __init__(self, rows: Sequence[Row], fingerprint: str) -> None:
-        self.of_last: list[Row] = []
-        self._fingerprint = fingerprint
-        self._left: dict[Key, list[Row]] = {}  # whose prompt was not found yet
-        self._unlike: dict[Key, tuple[Sample, str]] = {}  # a prompt in the place of a row with another hash
-        self._asked: dict[Question, set[tuple[str, str]]] = {}  # ablations and baselines of the rows
-        for row in rows:
-            self._left.setdefault((_place(row), row.ablation, row.baseline), []).append(row)
-            asked = self._asked.setdefault((row.task, row.protocol, row.nominal_len, row.seed), set())
-            asked.add((row.ablation, row.baseline))
+    def __init__(
+        self, rows: Sequence[Row], settings: Sequence[Settings], tokenizer: TokenizerLike, training: TrainingData
+    ) -> None:
+        self.made: dict[Place, dict[str, dict[int, dict[str, Any]]]] = {}
+        self.last: dict[Place, str] = {}
+        reaches, asked = {row.reach for row in rows}, {_question(_place(row)) for row in rows}
+        for one in settings:
+            for cell, build in cells(one, tokenizer, training):
+                if one is not settings[0] and (cell.task.name, cell.protocol, cell.length, one.seed) not in asked:
+                    continue
+                for number in range(one.count(cell.length)):
+                    sample = build(number, depth_of(one, number), cell.random(number))
+                    place = (cell.task.name, cell.protocol, sample.haystack, cell.length, one.seed, number)
+                    sha256 = sample.rope.sha256()
+                    self.made.setdefault(place, {})[sha256] = {r: store.facts(sample, r) for r in reaches}
+                    if one is settings[0]:
+                        self.last[place] = sha256
 
-    def run(
-        self,
-        settings: Settings,
-        tokenizer: TokenizerLike,
-        training: TrainingData,
-        *,
-        last: bool,
-        alone: bool,
-    ) -> Iterator[str]:
-        """What differs in the rows of one run, and of the last one what is missing.
+    def of(self, row: Row) -> dict[str, Any]:
+        """What a row's fields must be: those of the prompt that has its hash, else of one in its place."""
+        there = self.made[_place(row)]
+        sha256 = row.prompt_sha256 if row.prompt_sha256 in there else next(iter(there))
+        return {"prompt_sha256": sha256, **there[sha256][row.reach]}
 
-        Args:
-            settings: of that run
-            tokenizer, training: as of `differences`
-            last: all rows of it must be there
-            alone: no other run wrote into the folder
+    def is_of_last(self, row: Row) -> bool:
+        """Whether a row is of the last run: of its prompt, or in the place of it and of nobody's."""
+        place = _place(row)
+        others = self.made.get(place, {}).keys() - {self.last.get(place)}
+        return place in self.last and row.prompt_sha256 not in others
+
+    def missing(self, rows: Sequence[Row], settings: Sequence[Settings]) -> Iterator[str]:
+        """Rows that the last run must have left.
+
+        Which baselines it asked stands nowhere but in the rows: where it is the only run, those of all rows.
         """
-        for cell, build in cells(settings, tokenizer, training):
-            asked = self._asked.get((cell.task.name, cell.protocol, cell.length, settings.seed), set())
-            if last and (not asked or any(not baseline for _, baseline in asked)):  # else a run of baselines alone
-                asked = asked | {(name, "") for name in settings.ablations}
-            for number in range(settings.count(cell.length) if asked else 0):
-                sample = build(number, depth_of(settings, number), cell.random(number))
-                place = (cell.task.name, cell.protocol, sample.haystack, cell.length, settings.seed, number)
-                prompt_sha256 = sample.rope.sha256()
-                for ablation, baseline in sorted(asked):
-                    key = (place, ablation, baseline)
-                    there = self._left.pop(key, [])
-                    mine = [row for row in there if alone or row.prompt_sha256 == prompt_sha256]
-                    if others := [
-                        row for row in there if row not in mine and row.tokenizer_sha256 == self._fingerprint
-                    ]:
-                        self._left[key], self._unlike[key] = others, (sample, prompt_sha256)
-                    if last and not mine and (alone if baseline else ablation in settings.ablations):
-                        yield f"{_name(place, ablation)}{f' with {baseline}' if baseline else ''}: missing"
-                    self.of_last += mine if last else ()
-                    for row in mine:
-                        if row.tokenizer_sha256 == self._fingerprint:
-                            yield from _prompt(row, sample, prompt_sha256)
-
-    def rest(self) -> Iterator[str]:
-        """What differs in rows that are of no run's prompt."""
-        for key, (sample, prompt_sha256) in self._unlike.items():
-            for row in self._left.pop(key, []):
-                yield from _prompt(row, sample, prompt_sha256)
-        if self._left:
-            (place, ablation, _), count = next(iter(self._left)), sum(map(len, self._left.values()))
-            yield (
-                f"{_name(place, ablation)}: not of settings.json, as {count} rows in all; their prompts were not made "
-                "again"
-            )
+        there = {(_place(row), row.ablation, row.baseline) for row in rows if self.is_of_last(row)}
+        baselines = {(row.ablation, row.baseline) for row in rows if row.baseline}
+        memory = {(name, "") for name in settings[0].ablations}
+        several = len(settings) > 1
+        by_memory = {_question(_place(row)) for row in rows if not row.baseline}
+        by_baselines = {_question(_place(row)) for row in rows if row.baseline} - by_memory
+        for place in self.last:
+            alone = _question(place) in by_baselines if several else bool(baselines) and not by_memory
+            for ablation, baseline in sorted((set() if alone else memory) | (set() if several else baselines)):
+                if (place, ablation, baseline) not in there:
+                    yield f"{_name(place, ablation)}{f' with {baseline}' if baseline else ''}: missing"
 
 
 def _table(rows: Sequence[Row], settings: Settings, path: Path) -> Iterator[str]:
@@ -195,13 +191,13 @@ def _scores(row: Row) -> Iterator[str]:
     )
 
 
-def _prompt(row: Row, sample: Sample, prompt_sha256: str) -> Iterator[str]:
-    """Hash, counts and answers are those of the prompt."""
-    yield from _compare(row, {"prompt_sha256": prompt_sha256, **store.facts(sample, row.reach)})
-
-
 def _place(row: Row) -> Place:
     return row.task, row.protocol, row.haystack_id, row.nominal_len, row.seed, row.sample_id
+
+
+def _question(place: Place) -> Question:
+    task, protocol, _, length, seed, _ = place
+    return task, protocol, length, seed
 
 
 def _compare(row: Row, again: Mapping[str, Any]) -> Iterator[str]:

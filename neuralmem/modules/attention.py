@@ -80,7 +80,7 @@ class MultiHead(nn.Module):
         count = config.persistent_tokens
         self.persistent = PersistentTokens(count, config.heads, width // config.heads) if count else None
 
-    def heads_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of x [B, T, width], [B, T, N, D] each."""
         return split_heads(self.key(x), self.config.heads), split_heads(self.value(x), self.config.heads)
 
@@ -106,7 +106,7 @@ class SegmentAttention(MultiHead):
         Returns:
             the attended [B, S, width], and the segment's keys and values [B, S, N, D]: tokens', then recalled.
         """
-        context: Tensors = (*self.heads_of(x), *self.heads_of(h))
+        context: Tensors = (*self.keys_and_values(x), *self.keys_and_values(h))
         if cached is not None:
             past, filled = cached
             old = (torch.arange(x.shape[1], device=x.device) < filled[:, None])[..., None, None]
@@ -139,7 +139,7 @@ class Attention(MultiHead, Stream):
     def advance(
         self, x: Tensor, state: AttentionState | None, rows: Rows, memory: MemoryMode = "on"
     ) -> tuple[Tensor, AttentionState]:
-        q, (k, v) = split_heads(self.query(x), self.config.heads), self.heads_of(x)
+        q, (k, v) = split_heads(self.query(x), self.config.heads), self.keys_and_values(x)
         past = self.init_state(len(x)) if state is None else state
         fresh = state is None
         if fresh:

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from neuralmem import durable
 from neuralmem.errors import UserError
 from neuralmem.training.folder_io import FolderIO
-from neuralmem.training.ranks import random_state
+from neuralmem.training.ranks import place_of, put_back
 from neuralmem.training.resume import FOLDER, broken, found, set_aside
 
 
@@ -38,9 +38,8 @@ class Checkpoints(Checkpoint):
         self.saved = self.tried = -1  # the step of the newest checkpoint, and of the last attempt
         self.replaced: list[Path] = []  # what an older run left that this one does not go on from
         self.known: dict[Path, object] = {}  # verified checkpoints, and what their files looked like then
-        # Loops, place in the data and random numbers as the last step left them, while nothing of the next has begun.
-        self.between: dict[str, Any] | None = None
-        self.failed = False  # in between
+        self.between: dict[str, Any] | None = None  # where the last step left the run, until the next one begins
+        self.failed = False  # by an error, so that `between` is what has to be saved
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         self._io(trainer).describe(pl_module.model.config, getattr(trainer.datamodule, "tokenizer", None))  # type: ignore[attr-defined]
@@ -62,11 +61,7 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         step = trainer.global_step
         if trainer.world_size == 1 and not trainer.fit_loop._should_accumulate():
-            self.between = {
-                "epoch": trainer.current_epoch,
-                "fit_loop": trainer.fit_loop.state_dict(),
-                "random_state": random_state(),
-            }
+            self.between = place_of(trainer)
         # Between the batches of a step the number is that of the step before, which was tried already.
         if step % self.every == 0 and step != self.tried:
             self.save_now(trainer)
@@ -92,11 +87,8 @@ class Checkpoints(Checkpoint):
                 _say(trainer, f"step {self.saved:,} is saved; go on with --resume auto")
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self.failed and self.between is not None:  # Lightning and the loader have counted a batch that never came
-            checkpoint["epoch"] = self.between["epoch"]
-            checkpoint["loops"]["fit_loop"] = fit_loop = self.between["fit_loop"]
-            checkpoint["loader_state"] = [fit_loop["state_dict"].get("combined_loader")]
-            checkpoint["random_state"] = [self.between["random_state"]]
+        if self.failed and self.between is not None:
+            put_back(checkpoint, self.between)
 
     def save_now(self, trainer: L.Trainer) -> str | None:
         """Save, unless this step is saved; on every rank at once. Says and returns what went wrong; None: nothing."""

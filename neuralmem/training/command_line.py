@@ -329,7 +329,7 @@ class CommandLine(LightningCLI):
             given, reads = load(wanted)
             weights, here = given.state_dict(), self.model.model.state_dict()
             if not self.config.init_strict:
-                weights = {name: tensor for name, tensor in weights.items() if _fits(tensor, here.get(name))}
+                weights = {n: x for n, x in weights.items() if n in here and here[n].shape == x.shape}
                 if all(tensor.ndim < 2 for tensor in weights.values()):  # a few biases fit everything
                     raise UserError("no matrix of it has name and shape of one of this model")
             self.model.model.load_state_dict(weights, strict=self.config.init_strict)
@@ -341,8 +341,8 @@ class CommandLine(LightningCLI):
                 "what fits"
             ) from None
         embeds = bool({"head.weight", "embedding.weight"} & weights.keys())  # else its tokens are not these
-        untied = not torch.equal(given.head.weight, given.embedding.weight)
-        if embeds and self.model.model.config.tie_embeddings and untied:
+        tied = embeds and self.model.model.config.tie_embeddings
+        if tied and not torch.equal(given.head.weight, given.embedding.weight):
             raise UserError(
                 f"init_from is {wanted!r}, whose head is not its embedding; set model.tie_embeddings to false"
             )
@@ -358,10 +358,6 @@ class CommandLine(LightningCLI):
                 print(f"not in {wanted}, so new: {', '.join(new)}", file=sys.stderr)
             if unused := [name for name in given.state_dict() if name not in weights]:
                 print(f"only in {wanted}, so not used: {', '.join(unused)}", file=sys.stderr)
-
-
-def _fits(tensor: torch.Tensor, own: torch.Tensor | None) -> bool:
-    return own is not None and tensor.shape == own.shape
 
 
 def _listed(value: Any) -> list[Any]:

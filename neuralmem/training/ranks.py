@@ -119,6 +119,18 @@ class RankState(L.Callback):
             self.pending = None
 
 
+def place_of(trainer: L.Trainer) -> dict[str, Any]:
+    """Loops, place in the data and random state of a run on one device, as they are now."""
+    return {"epoch": trainer.current_epoch, "fit_loop": trainer.fit_loop.state_dict(), "random_state": random_state()}
+
+
+def put_back(checkpoint: dict[str, Any], place: dict[str, Any]) -> None:
+    """Make a checkpoint go on from an earlier place: Lightning and the loader have counted a batch that never came."""
+    checkpoint["epoch"], checkpoint["loops"]["fit_loop"] = place["epoch"], place["fit_loop"]
+    checkpoint["loader_state"] = [_fit_loop(checkpoint).get("combined_loader")]
+    checkpoint["random_state"] = [place["random_state"]]
+
+
 def same_readers(trainer: L.Trainer, checkpoint: dict[str, Any]) -> bool:
     """Whether as many ranks and loader processes read the data as when the checkpoint was saved."""
     return checkpoint.get("readers") == _readers(trainer)

@@ -131,6 +131,26 @@ def test_two_runs_into_one_folder_are_both_checked(
     assert "prompt_sha256 is '000" in capsys.readouterr().out
 
 
+def test_a_later_run_with_fewer_controls_has_a_table_of_its_own(
+    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    oracle, out = Oracle(300), tmp_path / "niah"
+    weights = fingerprint(json.loads(manifest(written) or b"{}")["files"])
+    subject = Subject(300, oracle.tokenizer.fingerprint, weights, 64, 64, "float32", "cpu")
+    first = Settings((find_task("s-niah-n"),), (1200,), samples=(2,), haystacks=("grammar",), ablations=("none", "off"))
+    for settings in (first, replace(first, ablations=("none",))):
+        write_settings(out, settings, None)
+        found = run(settings, Reader(oracle, oracle.tokenizer), subject, out, read_training_data(written))
+    (out / "table.csv").write_text(to_csv(by_depth(found, settings.grid)))
+    arguments = ["verify", "--out", str(out), "--checkpoint", str(written)]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == "4 rows: prompts, counts and scores are what they must be\n"
+    *others, last = (out / "rows.jsonl").read_text().splitlines()
+    (out / "rows.jsonl").write_text("\n".join([*others, json.dumps(json.loads(last) | {"ablation": "reset"})]) + "\n")
+    assert main(arguments) == 1
+    assert "reset: not of settings.json, as 1 rows in all" in capsys.readouterr().out
+
+
 def test_settings_that_come_again_stand_once(tmp_path: Path) -> None:
     first = Settings((find_task("s-niah-n"),), (1200,), samples=(3,))
     for settings in (first, first, replace(first, samples=(5,)), first):

@@ -63,13 +63,6 @@ def test_what_the_text_told_is_said_far_beyond_reach_and_only_with_the_memory(na
     assert said["frozen"] != f" {value}"
 
 
-def test_the_control_does_not_know_it() -> None:
-    model, tokenizer = nm.load("neuralmem/window-tiny")
-    assert tokenizer is not None
-    said = nm.generate(model, tokenizer, f"@harbour 4711\n{haystack_text(8192)}@harbour", max_tokens=5)
-    assert said != " 4711"
-
-
 def test_the_tables_are_made_from_the_shipped_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     tables = importlib.import_module("checkpoint_tables")

@@ -32,6 +32,7 @@ from tests.reliability.map_style import Rows
 
 Train = Callable[..., Path]
 STEPS = 11
+EVERY_STEP = ["--trainer.max_steps", str(STEPS), "--checkpoint.every", "1", "--checkpoint.keep", "99"]
 MAP = ["--data", "tests.reliability.map_style.MapData"]
 CASES = {
     "packed": ("mag", []),
@@ -126,25 +127,30 @@ def wholes() -> dict[str, Path]:
     return {}
 
 
+@pytest.fixture
+def whole_of(train: Train, wholes: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The uninterrupted run of a case, with a checkpoint of every step; and the texts that it reads, here."""
+    write_texts()
+
+    def make(case: str) -> Path:
+        if case not in wholes:
+            config, options = CASES[case]
+            wholes[case] = tmp_path_factory.mktemp("whole") / "run"
+            shutil.copytree(train(config, "whole", *options, *EVERY_STEP), wholes[case])
+        return wholes[case]
+
+    return make
+
+
 @pytest.mark.parametrize(("case", "step"), [cut for case in CASES for cut in cuts(case)])
 def test_a_run_cut_anywhere_is_the_uninterrupted_one(
-    train: Train,
-    tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    wholes: dict[str, Path],
-    case: str,
-    step: int,
+    train: Train, tmp_path: Path, whole_of: Callable[[str], Path], case: str, step: int
 ) -> None:
     config, options = CASES[case]
-    write_texts()
-    options = [*options, "--trainer.max_steps", str(STEPS), "--checkpoint.every", "1", "--checkpoint.keep", "99"]
-    if case not in wholes:
-        wholes[case] = tmp_path_factory.mktemp("whole") / "run"
-        shutil.copytree(train(config, "whole", *options), wholes[case])
-    whole = wholes[case]
+    whole = whole_of(case)
     place = f"checkpoints/step={step}"
     shutil.copytree(whole / place, tmp_path / "half" / place)
-    half = train(config, "half", *options, "--resume", "auto")
+    half = train(config, "half", *options, *EVERY_STEP, "--resume", "auto")
     assert losses(half) == [row for row in losses(whole) if row[0] > step]
     assert (half / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     last = f"checkpoints/step={int(losses(whole)[-1][0])}"
@@ -181,6 +187,7 @@ def test_data_that_break_cost_no_step(
     train: Train,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
+    whole_of: Callable[[str], Path],
     case: str,
     broken: type,
     method: str,
@@ -188,15 +195,12 @@ def test_data_that_break_cost_no_step(
     left: int | None,
 ) -> None:
     """The steps before are saved, with the place in the data in front of the batch that could not be read."""
-    config, options = CASES[case]
-    write_texts()
-    options = [*options, "--trainer.max_steps", str(STEPS), "--checkpoint.keep", "99"]
-    whole = train(config, "whole", *options, "--checkpoint.every", "1")
+    (config, options), whole = CASES[case], whole_of(case)
     with monkeypatch.context() as patched:
         patched.setattr(broken, method, breaking(after, getattr(broken, method)))
         capsys.readouterr()
         given = ["--config", str(TINY / f"{config}.yaml"), "--run", "half", *options, "--report.at_end", "false"]
-        assert main([*given, "--checkpoint.every", "99"]) == 2
+        assert main([*given, *EVERY_STEP, "--checkpoint.every", "99"]) == 2
     said = capsys.readouterr().err
     assert "the data broke" in said
     (step,) = (int(path.name.removeprefix("step=")) for path in Path("half/checkpoints").iterdir())
@@ -204,7 +208,7 @@ def test_data_that_break_cost_no_step(
     assert left in (None, step)
     assert f"step {step} is saved; go on with --resume auto" in said
     same(Path(f"half/checkpoints/step={step}"), whole / "checkpoints" / f"step={step}")
-    half = train(config, "half", *options, "--checkpoint.every", "1", "--resume", "auto")
+    half = train(config, "half", *options, *EVERY_STEP, "--resume", "auto")
     assert losses(half) == losses(whole)
     same(half / f"checkpoints/step={STEPS}", whole / f"checkpoints/step={STEPS}")
 

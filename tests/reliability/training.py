@@ -1,4 +1,4 @@
-"""Kill a training run with SIGKILL at random moments, go on each time, and compare the end with a run left alone.
+"""Kill a training run with SIGKILL at random moments after a checkpoint, go on, and compare with a run left alone.
 
 Run: python -m tests.reliability.training FOLDER KILLS SEED
 Prints JSON: the step of the newest checkpoint at each kill, and whether the ends are equal to the bit.
@@ -58,8 +58,8 @@ def main(folder: Path, kills: int, seed: int) -> None:
         while newest(run) == before:  # each gets as far as one checkpoint
             assert os.waitpid(child, os.WNOHANG)[0] == 0, f"training ended before its first checkpoint, in {run}"
             time.sleep(0.01)
-        seen, began = newest(run), time.monotonic()
-        while newest(run) == seen and time.monotonic() - began < chance.uniform(0, 1):  # within the next steps
+        seen, until = newest(run), time.monotonic() + chance.uniform(0, 1)
+        while newest(run) == seen and time.monotonic() < until:  # within the steps up to the next
             time.sleep(0.01)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

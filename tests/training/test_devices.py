@@ -44,9 +44,8 @@ def compare(two: dict[str, dict[str, torch.Tensor]], folder: Path) -> None:
     for run, found in two.items():
         case = run.partition(":")[2]
         one = devices.train(case, "auto", devices=1, folder=folder)
-        if (
-            case == "bf16"
-        ):  # a device rounds the sum over its rows to eight bits: 0.16; without the other's rows it is 1.05
+        # A device rounds the sum over its own rows to eight bits: 0.16, where without the other's rows it is 1.05.
+        if case == "bf16":
             assert (found["moved"] - one["moved"]).norm() < 0.4 * one["moved"].norm()
             assert torch.allclose(found["losses"], one["losses"], atol=1e-2)
             continue

@@ -22,6 +22,7 @@ import argparse
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from neuralmem import durable
 from neuralmem.errors import UserError
@@ -167,13 +168,18 @@ def refuse_other_answers(out: Path, settings: Settings) -> None:
     Raises:
         UserError: the folder holds such rows.
     """
-    path = out / "settings.json"
-    before = json.loads(path.read_text()) if path.is_file() else {}
+    before = settings_before(out)
     for name in ("max_new_tokens", "facts"):
         now = getattr(settings, name)
         if before.get(name, now) != now:
             option = name.replace("_", "-")
             raise UserError(f"--{option} is {now}; {out} has results with {before[name]}, give another --out")
+
+
+def settings_before(out: Path) -> dict[str, Any]:
+    """What settings.json of a folder holds; {} where there is none."""
+    path = out / "settings.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def write_settings(out: Path, settings: Settings, measured: int | None) -> None:
@@ -182,12 +188,12 @@ def write_settings(out: Path, settings: Settings, measured: int | None) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    path, content = out / "settings.json", json.loads(json.dumps(asdict(settings)))
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    earlier = [one for one in (before, *before.pop("earlier", [])) if one and not content.items() <= one.items()]
+    content, before = json.loads(json.dumps(asdict(settings))), settings_before(out)
+    runs = [*before.pop("earlier", []), before]
+    earlier = [one for one in runs if one and not content.items() <= one.items()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         content |= {"measured_reach": measured} | ({"earlier": earlier} if earlier else {})
-        durable.write_file(path, json.dumps(content, indent=2) + "\n")
+        durable.write_file(out / "settings.json", json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"--out is {str(out)!r}, which cannot be written: {error.strerror}") from None
