@@ -5,7 +5,7 @@ is about the same needles. What is weighed against accuracy is what has to be ke
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -64,6 +64,14 @@ class Outcome:
         A baseline of text answers from a fresh state, which is needed while it answers and not before.
         """
         return self.text_bytes + self.index_bytes or self.state_bytes
+
+
+def by_ablation(name: str, series: str, rows: Sequence[Row]) -> Iterator[Contender]:
+    """A contender for every ablation that a memory was asked under; the controls are series of their own."""
+    for ablation in dict.fromkeys(row.ablation for row in rows):
+        title = name if ablation == "none" else f"{name}, memory {ablation}"
+        own = [row for row in rows if row.ablation == ablation]
+        yield Contender(title, own, series if ablation == "none" else title)
 
 
 def compare(contenders: Sequence[Contender]) -> list[Outcome]:

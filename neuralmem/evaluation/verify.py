@@ -1,23 +1,23 @@
 """Whether the results in a folder are what they say: prompts made again, counts and scores computed again.
 
-Special: needs the checkpoint's tokenizer and the reach that its model states, and no weights. Prompts come from the
-folder's settings.json, of the last run and of those before it; every row's hash, counts, spans and answers must be
-those of its prompt, every score that of its prediction, and none of the last run may be missing. What only the model
-can say is not checked: the prediction, the likelihood and the rank.
+Special: needs the checkpoint's tokenizer and the reach that its model states, and no weights. Prompts, and who was
+asked, come from the folder's settings.json, of the last run and of those before it; every row's hash, counts, spans and
+answers must be those of its prompt, every score that of its prediction, and none of the last run may be missing. What
+only the model can say is not checked: the prediction, the likelihood and the rank.
 Source: evaluation.md section 9, point 12.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from neuralmem.errors import UserError
 from neuralmem.evaluation import rows as store
-from neuralmem.evaluation.niah import Settings, cells, depth_of
-from neuralmem.evaluation.prompts import TASKS, find_task
+from neuralmem.evaluation.asked import NeedleRun, Respondent
+from neuralmem.evaluation.comparison import by_ablation, to_rows
+from neuralmem.evaluation.comparison import compare as side_by_side
+from neuralmem.evaluation.niah import cells, depth_of
+from neuralmem.evaluation.prompts import TASKS
 from neuralmem.evaluation.recall import TrainingData
 from neuralmem.evaluation.replay import compare
 from neuralmem.evaluation.rows import Row
@@ -30,51 +30,27 @@ Place = tuple[str, str, str, int, int, int]  # task, protocol, haystack, nominal
 Question = tuple[str, str, int, int]  # a place without haystack and sample
 
 
-def read_settings(folder: Path) -> list[Settings]:
-    """The settings of all runs into a folder, those of the last one first.
-
-    Raises:
-        UserError: there are none, or they are not of a needle run.
-    """
-    path = folder / "settings.json"
-    if not path.is_file():
-        raise UserError(f"--out is {str(folder)!r}, which has no settings.json; it must be a folder of eval.py niah")
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-        return [_settings(one) for one in (given, *given.get("earlier", ()))]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"--out has {path}, which is no settings of eval.py niah: {reason}") from None
-
-
-def _settings(given: Mapping[str, Any]) -> Settings:
-    names = {field.name for field in fields(Settings)} & set(given)
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v := given[name], list) else v for name in names}
-    values["tasks"] = tuple(find_task(task["name"]) for task in given["tasks"])
-    return Settings(**values)
-
-
 def differences(
     rows: Sequence[Row],
-    settings: Sequence[Settings],
+    runs: Sequence[NeedleRun],
     tokenizer: TokenizerLike,
     fingerprint: str,
     weights: str,
     reach: int,
     training: TrainingData,
-    table: Path,
+    folder: Path,
 ) -> Iterator[str]:
     """Every difference between the results of a folder and what they must be, a line each.
 
     Args:
         rows: of one folder
-        settings: of the runs that made them, the last one first
+        runs: that made them, the last one first
         tokenizer: of the checkpoint
         fingerprint: the tokenizer's
         weights: hash of the checkpoint's weights, as rows name them
-        reach: what its model states
+        reach: what its model states; what others state is not looked at
         training: what the checkpoint was trained on
-        table: the CSV of the last run, if it is there
+        folder: where the table of the last run is, if it came to its end
 
     Raises:
         UserError: a haystack that is not there any more.
@@ -89,27 +65,29 @@ def differences(
         )
     if len(strangers) == len(rows):
         return
-    for name, count in Counter(row.ckpt_sha256 for row in rows if row.ckpt_sha256 != weights).items():
+    asked = [one for run in runs for one in run.asked]
+    others = {one.ckpt_sha256 for run in runs for one in run.asked if one.ckpt_sha256 != run.asked[0].ckpt_sha256}
+    own = [row for row in rows if row.ckpt_sha256 not in others]
+    for name, count in Counter(row.ckpt_sha256 for row in own if row.ckpt_sha256 != weights).items():
         yield f"checkpoint: {count} of {len(rows)} rows have ckpt_sha256 {name}, the checkpoint's is {weights}"
-    for other, count in Counter(row.reach for row in rows if not row.baseline and row.reach != reach).items():
+    stated = {one.ckpt_sha256: one.reach for one in asked} | {weights: reach}
+    for other, count in Counter(row.reach for row in rows if row.reach != stated.get(row.ckpt_sha256, reach)).items():
         yield f"reach: {count} of {len(rows)} rows have reach {other}, the checkpoint's model states {reach}"
-    prompts = _Prompts(rows, settings, tokenizer, training)
-    controls = {name for one in settings for name in one.ablations}
+    prompts = _Prompts(rows, runs, tokenizer, training)
     unknown: list[Row] = []
     for row in rows:
-        if _place(row) not in prompts.made or not (row.baseline or row.ablation in controls):
+        by_stranger = row.ckpt_sha256 in stated and not any(one.said(row) for one in asked)
+        if _place(row) not in prompts.made or by_stranger:
             unknown.append(row)
         elif row.tokenizer_sha256 == fingerprint:
             yield from _compare(row, prompts.of(row))
-    yield from prompts.missing(rows, settings)
+    yield from prompts.missing(rows, runs[0])
     if unknown:
         yield (
             f"{_name(_place(unknown[0]), unknown[0].ablation)}: not of settings.json, as {len(unknown)} rows in all; "
             "their prompts were not made again"
         )
-    if table.is_file():
-        of_last = [row for row in rows if prompts.is_of_last(row)]
-        yield from _table([r for r in of_last if r.baseline or r.ablation in settings[0].ablations], settings[0], table)
+    yield from _table(prompts.of_last(rows), runs[0], folder / runs[0].table)
 
 
 class _Prompts:
@@ -117,7 +95,7 @@ class _Prompts:
 
     Args:
         rows: of the folder
-        settings: of its runs, the last one first
+        runs: into it, the last one first
         tokenizer: of the checkpoint
         training: what the checkpoint was trained on
 
@@ -127,21 +105,22 @@ class _Prompts:
     """
 
     def __init__(
-        self, rows: Sequence[Row], settings: Sequence[Settings], tokenizer: TokenizerLike, training: TrainingData
+        self, rows: Sequence[Row], runs: Sequence[NeedleRun], tokenizer: TokenizerLike, training: TrainingData
     ) -> None:
         self.made: dict[Place, dict[str, dict[int, dict[str, Any]]]] = {}
         self.last: dict[Place, str] = {}
         reaches, asked = {row.reach for row in rows}, {_question(_place(row)) for row in rows}
-        for one in settings:
+        last = runs[0].settings
+        for one in (run.settings for run in runs):
             for cell, build in cells(one, tokenizer, training):
-                if one is not settings[0] and (cell.task.name, cell.protocol, cell.length, one.seed) not in asked:
+                if one is not last and (cell.task.name, cell.protocol, cell.length, one.seed) not in asked:
                     continue
                 for number in range(one.count(cell.length)):
                     sample = build(number, depth_of(one, number), cell.random(number))
                     place = (cell.task.name, cell.protocol, sample.haystack, cell.length, one.seed, number)
                     sha256 = sample.rope.sha256()
                     self.made.setdefault(place, {})[sha256] = {r: store.facts(sample, r) for r in reaches}
-                    if one is settings[0]:
+                    if one is last:
                         self.last[place] = sha256
 
     def of(self, row: Row) -> dict[str, Any]:
@@ -150,37 +129,49 @@ class _Prompts:
         sha256 = row.prompt_sha256 if row.prompt_sha256 in there else next(iter(there))
         return {"prompt_sha256": sha256, **there[sha256][row.reach]}
 
-    def is_of_last(self, row: Row) -> bool:
-        """Whether a row is of the last run: of its prompt, or in the place of it and of nobody's."""
-        place = _place(row)
-        others = self.made.get(place, {}).keys() - {self.last.get(place)}
-        return place in self.last and row.prompt_sha256 not in others
+    def of_last(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows of the last run, in the order of its prompts: of one of them, or in its place and of nobody's."""
+        order = {place: number for number, place in enumerate(self.last)}
+        found = [
+            (order[place], row)
+            for row in rows
+            if (place := _place(row)) in order and row.prompt_sha256 not in self.made[place].keys() - {self.last[place]}
+        ]
+        return [row for _, row in sorted(found, key=lambda pair: pair[0])]
 
-    def missing(self, rows: Sequence[Row], settings: Sequence[Settings]) -> Iterator[str]:
-        """Rows that the last run must have left.
-
-        Which baselines it asked stands nowhere but in the rows: where it is the only run, those of all rows.
-        """
-        there = {(_place(row), row.ablation, row.baseline) for row in rows if self.is_of_last(row)}
-        baselines = {(row.ablation, row.baseline) for row in rows if row.baseline}
-        memory = {(name, "") for name in settings[0].ablations}
-        several = len(settings) > 1
-        by_memory = {_question(_place(row)) for row in rows if not row.baseline}
-        by_baselines = {_question(_place(row)) for row in rows if row.baseline} - by_memory
+    def missing(self, rows: Sequence[Row], run: NeedleRun) -> Iterator[str]:
+        """Rows that the last run must have left."""
+        there = {(_place(row), row.ablation, row.ckpt_sha256, row.baseline) for row in self.of_last(rows)}
         for place in self.last:
-            alone = _question(place) in by_baselines if several else bool(baselines) and not by_memory
-            for ablation, baseline in sorted((set() if alone else memory) | (set() if several else baselines)):
-                if (place, ablation, baseline) not in there:
-                    yield f"{_name(place, ablation)}{f' with {baseline}' if baseline else ''}: missing"
+            for one in run.asked:
+                for ablation in one.ablations:
+                    if (place, ablation, one.ckpt_sha256, one.baseline) not in there:
+                        yield f"{_name(place, ablation)}{_other(one, run)}: missing"
 
 
-def _table(rows: Sequence[Row], settings: Settings, path: Path) -> Iterator[str]:
-    """How the table of a run differs from that of its rows; of a folder's memory and baselines it may be of either."""
-    found: list[list[str]] = []
-    for baseline in sorted({row.baseline for row in rows}):
-        again = to_csv(by_depth([row for row in rows if row.baseline == baseline], settings.grid))
-        found.append(list(compare(again, path)))
-    yield from min(found, key=len, default=[])
+def _other(one: Respondent, run: NeedleRun) -> str:
+    """Who was asked, where that is not the checkpoint itself."""
+    return "" if one is run.asked[0] and not one.baseline else f" with {one.baseline or one.name}"
+
+
+def _table(rows: Sequence[Row], run: NeedleRun, path: Path) -> Iterator[str]:
+    """How the table of a run differs from that of its rows; a run that was stopped has none."""
+    said = [
+        (one, [row for name in one.ablations for row in rows if row.ablation == name and one.said(row)])
+        for one in run.asked
+    ]
+    if not path.is_file() or not all(own for _, own in said):
+        return
+    if path.name == "table.csv":
+        again = by_depth(said[0][1], run.settings.grid)
+    else:
+        again = to_rows(side_by_side([c for one, own in said for c in by_ablation(one.name, one.series, own)]))
+    yield from compare(to_csv(again), path)
+
+
+def _in_order(rows: Sequence[Row], one: Respondent) -> list[Row]:
+    """What somebody said, under one ablation after another."""
+    return [row for name in one.ablations for row in rows if row.ablation == name and one.said(row)]
 
 
 def _scores(row: Row) -> Iterator[str]:

@@ -120,15 +120,15 @@ class RankState(L.Callback):
 
 
 def place_of(trainer: L.Trainer) -> dict[str, Any]:
-    """Loops, place in the data and random state of a run on one device, as they are now."""
-    return {"epoch": trainer.current_epoch, "fit_loop": trainer.fit_loop.state_dict(), "random_state": random_state()}
+    """Loops, place in the data and generators of a run on one device, as they are now. Asked for after every step."""
+    return {"epoch": trainer.current_epoch, "fit_loop": trainer.fit_loop.state_dict(), "generators": _generators()}
 
 
 def put_back(checkpoint: dict[str, Any], place: dict[str, Any]) -> None:
     """Make a checkpoint go on from an earlier place: Lightning and the loader have counted a batch that never came."""
     checkpoint["epoch"], checkpoint["loops"]["fit_loop"] = place["epoch"], place["fit_loop"]
     checkpoint["loader_state"] = [_fit_loop(checkpoint).get("combined_loader")]
-    checkpoint["random_state"] = [place["random_state"]]
+    checkpoint["random_state"] = [_plain(place["generators"])]
 
 
 def same_readers(trainer: L.Trainer, checkpoint: dict[str, Any]) -> bool:
@@ -180,13 +180,22 @@ def _fit_loop(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 def random_state() -> dict[str, Any]:
     """The state of Python's, NumPy's and torch's generators as plain values: nothing to unpickle."""
-    version, words, gauss = random.getstate()
-    kind, keys, *rest = np.random.get_state()
-    state = {"torch": torch.get_rng_state(), "python": [version, list(words), gauss]}
-    state["numpy"] = [kind, [int(k) for k in keys], *rest]
+    return _plain(_generators())
+
+
+def _generators() -> dict[str, Any]:
+    """The state of all generators as their libraries give it."""
+    state = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": np.random.get_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
+
+
+def _plain(generators: dict[str, Any]) -> dict[str, Any]:
+    version, words, gauss = generators["python"]
+    kind, keys, *rest = generators["numpy"]
+    plain = {"python": [version, list(words), gauss], "numpy": [kind, [int(k) for k in keys], *rest]}
+    return {**generators, **plain}
 
 
 def set_random_state(state: dict[str, Any]) -> None:

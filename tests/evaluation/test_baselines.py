@@ -226,6 +226,24 @@ def options(folder: Path, source: Path) -> list[str]:
     return ["--checkpoint", str(folder), "--haystack", f"file:{source}", *chosen]
 
 
+def spoil_and_verify(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A lost answer of another checkpoint or of a baseline, and a changed table, are named; then all is put back."""
+    rows, table = ((results / name).read_text() for name in ("rows.jsonl", "baselines.csv"))
+    lines = [json.loads(line) for line in rows.splitlines()]
+    others = [i for i, line in enumerate(lines) if line["ckpt_sha256"] != lines[0]["ckpt_sha256"]]
+    bm25 = [i for i, line in enumerate(lines) if line["baseline"].startswith("bm25")]
+    for lost, name in ((others[0], "linear"), (bm25[0], lines[bm25[0]]["baseline"])):
+        kept = [line for i, line in enumerate(rows.splitlines(keepends=True)) if i != lost]
+        (results / "rows.jsonl").write_text("".join(kept))
+        assert main(["verify", "--out", str(results)]) == 1
+        assert f"none with {name}: missing" in capsys.readouterr().out
+    (results / "rows.jsonl").write_text(rows)
+    (results / "baselines.csv").write_text(table.replace("recency", "recent"))
+    assert main(["verify", "--out", str(results)]) == 1
+    assert "baselines.csv line" in capsys.readouterr().out
+    (results / "baselines.csv").write_text(table)
+
+
 @pytest.mark.filterwarnings("ignore:rule .* does not use memory")
 def test_all_side_by_side(tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = checkpoint(tmp_path / "own", text_file)
@@ -248,6 +266,9 @@ def test_all_side_by_side(tmp_path: Path, text_file: Path, capsys: pytest.Captur
     rows = (own / "baselines" / "rows.jsonl").read_bytes()
     assert main(given) == 0
     assert (own / "baselines" / "rows.jsonl").read_bytes() == rows
+    assert main(["verify", "--out", str(own / "baselines")]) == 0
+    capsys.readouterr()
+    spoil_and_verify(own / "baselines", capsys)
     linear, full = others
     assert main(["niah", *options(linear, text_file), "--baseline", "linear"]) == 0
     assert main(["niah", *options(full, text_file), "--baseline", "full"]) == 0

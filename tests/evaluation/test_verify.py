@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 
 from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
 from neuralmem.durable import manifest
+from neuralmem.evaluation.asked import NeedleRun, read_runs, write_runs
 from neuralmem.evaluation.cli import main
-from neuralmem.evaluation.commands.niah import write_settings
+from neuralmem.evaluation.commands.niah import respondent
 from neuralmem.evaluation.niah import Settings, run
 from neuralmem.evaluation.prompts import find_task
 from neuralmem.evaluation.reader import Reader
@@ -20,7 +21,6 @@ from neuralmem.evaluation.recall import read_training_data
 from neuralmem.evaluation.rows import Subject
 from neuralmem.evaluation.summary import by_depth
 from neuralmem.evaluation.tables import to_csv
-from neuralmem.evaluation.verify import read_settings
 from neuralmem.models.causal_lm import CausalLM
 from neuralmem.models.checkpoint import save
 from neuralmem.models.weights import fingerprint
@@ -28,6 +28,11 @@ from neuralmem.tokenizer import ByteTokenizer, train_bpe
 from tests.evaluation.fake import Oracle
 
 Rows = list[dict[str, Any]]
+
+
+def write_settings(out: Path, settings: Settings, subject: Subject) -> None:
+    """What eval.py niah says of itself before it asks."""
+    write_runs(out, NeedleRun(settings, (respondent("tiny", "tiny", subject, settings),), "table.csv"), None)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +48,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = Settings(tasks, (1500,), samples=(3,), haystacks=("grammar",), ablations=("none", "off", "shuffled"))
     rows = run(settings, Reader(oracle, oracle.tokenizer), subject, folder / "niah", read_training_data(folder))
     (folder / "niah" / "table.csv").write_text(to_csv(by_depth(rows, settings.grid)))
-    (folder / "niah" / "settings.json").write_text(json.dumps(asdict(settings)))
+    write_settings(folder / "niah", settings, subject)
     return folder
 
 
@@ -112,14 +117,14 @@ def test_two_runs_into_one_folder_are_both_checked(
     subject = Subject(300, oracle.tokenizer.fingerprint, weights, 64, 64, "float32", "cpu")
     first = Settings((find_task("s-niah-n"),), (1200,), samples=(3,), haystacks=("grammar",), depths=(0.0, 50.0))
     for settings in (first, replace(first, depths=None, samples=(2,)), replace(first, lengths=(1500,))):
-        write_settings(out, settings, None)
+        write_settings(out, settings, subject)
         found = run(settings, Reader(oracle, oracle.tokenizer), subject, out, read_training_data(written))
     (out / "table.csv").write_text(to_csv(by_depth(found, settings.grid)))
     arguments = ["verify", "--out", str(out), "--checkpoint", str(written)]
     assert main(arguments) == 0
     assert capsys.readouterr().out == "8 rows: prompts, counts and scores are what they must be\n"
     lines = (out / "rows.jsonl").read_text().splitlines(keepends=True)
-    assert len(read_settings(out)) == 3
+    assert len(read_runs(out)) == 3
     (out / "rows.jsonl").write_text("".join(lines[1:]))  # an earlier run may have been stopped
     assert main(arguments) == 0
     (out / "rows.jsonl").write_text("".join(lines[:-1]))
@@ -139,7 +144,7 @@ def test_a_later_run_with_fewer_controls_has_a_table_of_its_own(
     subject = Subject(300, oracle.tokenizer.fingerprint, weights, 64, 64, "float32", "cpu")
     first = Settings((find_task("s-niah-n"),), (1200,), samples=(2,), haystacks=("grammar",), ablations=("none", "off"))
     for settings in (first, replace(first, ablations=("none",))):
-        write_settings(out, settings, None)
+        write_settings(out, settings, subject)
         found = run(settings, Reader(oracle, oracle.tokenizer), subject, out, read_training_data(written))
     (out / "table.csv").write_text(to_csv(by_depth(found, settings.grid)))
     arguments = ["verify", "--out", str(out), "--checkpoint", str(written)]
@@ -153,9 +158,16 @@ def test_a_later_run_with_fewer_controls_has_a_table_of_its_own(
 
 def test_settings_that_come_again_stand_once(tmp_path: Path) -> None:
     first = Settings((find_task("s-niah-n"),), (1200,), samples=(3,))
+    subject = Subject(300, "t", "c", 64, 64, "float32", "cpu")
     for settings in (first, first, replace(first, samples=(5,)), first):
-        write_settings(tmp_path, settings, 300)
-    assert [one.samples for one in read_settings(tmp_path)] == [(3,), (5,)]
+        write_settings(tmp_path, settings, subject)
+    assert [one.settings.samples for one in read_runs(tmp_path)] == [(3,), (5,)]
+    write_settings(tmp_path, first, replace(subject, baseline="bm25"))
+    assert [(one.settings.samples, one.asked[0].baseline) for one in read_runs(tmp_path)] == [
+        ((3,), "bm25"),
+        ((5,), ""),
+        ((3,), ""),
+    ]
 
 
 def test_another_tokenizer_is_found(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,7 +196,8 @@ def test_the_checkpoint_is_the_one_that_the_command_named(
     ("spoil", "message"),
     [
         (lambda folder: (folder / "settings.json").unlink(), "which has no settings.json"),
-        (lambda folder: (folder / "settings.json").write_text('{"tasks": 3}'), "which is no settings of eval.py niah"),
+        (lambda folder: (folder / "settings.json").write_text('{"asked": 3}'), "which is no settings of eval.py niah"),
+        (lambda folder: (folder / "settings.json").write_text('{"tasks": []}'), "which does not say who was asked"),
         (lambda folder: (folder / "rows.jsonl").write_text('{"a": 1}\n'), "whose line 1 is not a result row"),
         (lambda folder: (folder / "rows.jsonl").unlink(), "which has no rows.jsonl"),
     ],
@@ -208,11 +221,9 @@ def test_rows_of_a_baseline_do_not_stand_in_for_those_of_the_memory(
     written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def as_baseline(rows: Rows) -> None:
-        rows += [row | {"baseline": "bm25"} for row in rows if row["ablation"] == "none"]
-        del rows[next(i for i, row in enumerate(rows) if row["ablation"] == "none")]
-        del rows[-1]
+        next(row for row in rows if row["ablation"] == "none")["baseline"] = "bm25"
 
     assert main(spoilt(written, tmp_path, as_baseline)) == 1
-    missing = [line for line in capsys.readouterr().out.splitlines() if "missing" in line]
-    assert len(missing) == 2
-    assert sum("with bm25" in line for line in missing) == 1
+    missing, stranger, *_ = capsys.readouterr().out.splitlines()
+    assert missing.endswith("none: missing")
+    assert "not of settings.json, as 1 rows in all" in stranger

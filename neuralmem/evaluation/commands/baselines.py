@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from neuralmem.errors import UserError
+from neuralmem.evaluation.asked import NeedleRun, write_runs
 from neuralmem.evaluation.baseline import add_baseline_options, choose, names, open_baseline
 from neuralmem.evaluation.bookmark import UNFINISHED, Bookmark
 from neuralmem.evaluation.commands import niah
-from neuralmem.evaluation.comparison import Contender, compare, print_comparison, to_rows
+from neuralmem.evaluation.comparison import Contender, by_ablation, compare, print_comparison, to_rows
 from neuralmem.evaluation.comparison_figure import write_figure
 from neuralmem.evaluation.lengths import parse_lengths, split_list
 from neuralmem.evaluation.measured_reach import measured_reach
@@ -78,19 +79,18 @@ def run(options: argparse.Namespace) -> None:
         def begin(tokens: int) -> None:
             nonlocal planned
             planned += tokens
-            niah.write_settings(out, settings, measured)
+            write_runs(out, about, measured)
             plan(planned)
 
         # All are made before the first is asked, so that a choice that cannot be used costs no time.
         bookmark = Bookmark(out / UNFINISHED)
         asked = list(entrants(options, settings, opened, others, advance, bookmark))
         refuse_long_questions(asked, settings, opened, training)
+        everyone = tuple(niah.respondent(one.name, one.series, one.subject, one.settings) for one in asked)
+        about = NeedleRun(settings, everyone, "baselines.csv")
         for entrant in asked:
             rows = run_needles(entrant.settings, entrant.reader, entrant.subject, out, training, begin)
-            for ablation in entrant.settings.ablations:
-                name = entrant.name if ablation == "none" else f"{entrant.name}, memory {ablation}"
-                own = [row for row in rows if row.ablation == ablation]
-                contenders.append(Contender(name, own, entrant.series if ablation == "none" else name))
+            contenders += by_ablation(entrant.name, entrant.series, rows)
         bookmark.clear()
     outcomes = compare(contenders)
     chosen = choose(options, opened.subject.reach)

@@ -19,13 +19,11 @@ tasks
 """
 
 import argparse
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from neuralmem import durable
 from neuralmem.errors import UserError
+from neuralmem.evaluation.asked import NeedleRun, Respondent, settings_before, write_runs
 from neuralmem.evaluation.baseline import add_baseline_options, choose, names, open_baseline
 from neuralmem.evaluation.bookmark import UNFINISHED, Bookmark
 from neuralmem.evaluation.cell import PROTOCOLS
@@ -41,6 +39,7 @@ from neuralmem.evaluation.opened import add_common_options, check_positive, one_
 from neuralmem.evaluation.prompts import find_task
 from neuralmem.evaluation.reader import ABLATIONS, Reader
 from neuralmem.evaluation.recall import TrainingData, read_training_data
+from neuralmem.evaluation.rows import Subject
 from neuralmem.evaluation.screen import progress_bar
 from neuralmem.evaluation.summary import by_depth, summarise
 from neuralmem.evaluation.tables import write_csv
@@ -108,12 +107,12 @@ def run(options: argparse.Namespace) -> None:
     if options.ablate is None and model.has_memory:
         settings = replace(settings, ablations=ABLATIONS)
     refuse_other_answers(out, settings)
-    subject, title = opened.subject, str(opened.folder)
+    subject, name, title = opened.subject, opened.folder.name, str(opened.folder)
     measured = measured_reach(model)
     with progress_bar() as (plan, advance):
 
         def begin(tokens: int) -> None:
-            write_settings(out, settings, measured)
+            write_runs(out, NeedleRun(settings, (respondent(name, name, subject, settings),), "table.csv"), measured)
             plan(tokens)
 
         segment, bookmark = model.config.attention.segment, Bookmark(out / UNFINISHED)
@@ -130,8 +129,13 @@ def run(options: argparse.Namespace) -> None:
         plain = [row for row in rows if row.ablation == "none"]
         print_comparison(compare([Contender(subject.baseline, plain)]), str(opened.folder), model.reach)
     table = write_csv(out / "table.csv", by_depth(rows, settings.grid))
-    for path in [out / "rows.jsonl", table, *write_heatmaps(rows, settings.grid, out, opened.folder.name)]:
+    for path in [out / "rows.jsonl", table, *write_heatmaps(rows, settings.grid, out, name)]:
         print(path)
+
+
+def respondent(name: str, series: str, subject: Subject, settings: Settings) -> Respondent:
+    """Who is asked, as settings.json says it."""
+    return Respondent(name, series, subject.ckpt_sha256, subject.reach, subject.baseline, settings.ablations)
 
 
 def make_settings(options: argparse.Namespace, training: TrainingData) -> Settings:
@@ -174,26 +178,3 @@ def refuse_other_answers(out: Path, settings: Settings) -> None:
         if before.get(name, now) != now:
             option = name.replace("_", "-")
             raise UserError(f"--{option} is {now}; {out} has results with {before[name]}, give another --out")
-
-
-def settings_before(out: Path) -> dict[str, Any]:
-    """What settings.json of a folder holds; {} where there is none."""
-    path = out / "settings.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def write_settings(out: Path, settings: Settings, measured: int | None) -> None:
-    """Make the folder and write the settings into it, with the reach that was measured, and those of earlier runs.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    content, before = json.loads(json.dumps(asdict(settings))), settings_before(out)
-    runs = [*before.pop("earlier", []), before]
-    earlier = [one for one in runs if one and not content.items() <= one.items()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        content |= {"measured_reach": measured} | ({"earlier": earlier} if earlier else {})
-        durable.write_file(out / "settings.json", json.dumps(content, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"--out is {str(out)!r}, which cannot be written: {error.strerror}") from None

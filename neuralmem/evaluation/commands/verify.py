@@ -1,6 +1,7 @@
 """Results checked: makes the prompts of a folder again, computes tables and scores again, and says what differs.
 
-Of eval.py niah every row and the table are checked, of several runs into a folder too: hash, counts, spans and scores.
+Of eval.py niah and baselines every row and the table are checked, of several runs into a folder too: hash, counts,
+spans and scores.
 Of any other evaluation the command is given again on a copy of the rows: it must find all its prompts among them, by
 their hash and that of the weights, and write the same tables; other fields and further rows are not looked at. Runs no
 model, so what only that can say is not checked. Prints a line per difference and ends with exit code 1 where there is
@@ -15,10 +16,11 @@ import torch
 
 from neuralmem.errors import UserError
 from neuralmem.evaluation import replay
+from neuralmem.evaluation.asked import FILE, read_runs
 from neuralmem.evaluation.html_report import MACHINE
 from neuralmem.evaluation.recall import read_training_data
 from neuralmem.evaluation.rows import read_results
-from neuralmem.evaluation.verify import differences, read_settings
+from neuralmem.evaluation.verify import differences
 from neuralmem.models.causal_lm import build_model
 from neuralmem.models.checkpoint import read_config
 from neuralmem.models.checkpoint import verify as verify_files
@@ -52,11 +54,11 @@ def run(options: argparse.Namespace) -> int:
         UserError: rows, settings or a checkpoint that cannot be read.
     """
     out = Path(options.out)
-    if not (out / "settings.json").is_file():
+    if not (out / FILE).is_file():
         if (out / MACHINE).is_file():
             return _told(replay.differences(out, options.checkpoint), "prompts and tables")
         raise UserError(
-            f"--out is {str(out)!r}, which has no settings.json (of niah) and no {MACHINE} (of any evaluation that was "
+            f"--out is {str(out)!r}, which has no {FILE} (of niah) and no {MACHINE} (of any evaluation that was "
             "carried to its end)"
         )
     folder = locate(options.checkpoint) if options.checkpoint else replay.asked_checkpoint(out)
@@ -69,8 +71,7 @@ def run(options: argparse.Namespace) -> int:
     weights = weights_of(folder)
     with torch.device("meta"):
         reach = build_model(read_config(files["config.json"])).reach
-    settings = read_settings(out)
-    found = differences(rows, settings, tokenizer, tokenizer.fingerprint, weights, reach, training, out / "table.csv")
+    found = differences(rows, read_runs(out), tokenizer, tokenizer.fingerprint, weights, reach, training, out)
     return _told(found, f"{len(rows):,} rows: prompts, counts and scores")
 
 

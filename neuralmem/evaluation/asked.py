@@ -1,0 +1,108 @@
+"""settings.json of a folder: what every run into it asked, and whom; by it `verify` tells which rows must be there.
+
+Special: a run that is started again with the same settings takes the place of its first start; the runs before it stay,
+under `earlier`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from neuralmem import durable
+from neuralmem.errors import UserError
+from neuralmem.evaluation.niah import Settings
+from neuralmem.evaluation.prompts import find_task
+from neuralmem.evaluation.rows import Row
+
+FILE = "settings.json"
+
+
+@dataclass(frozen=True)
+class Respondent:
+    """Whom a run asked, as its rows name it.
+
+    Args:
+        name, series: in the table of baselines; see `comparison.Contender`
+        ckpt_sha256, reach, baseline: as in rows
+        ablations: under which
+    """
+
+    name: str
+    series: str
+    ckpt_sha256: str
+    reach: int
+    baseline: str
+    ablations: tuple[str, ...]
+
+    def said(self, row: Row) -> bool:
+        """Whether a row is of it, whatever it was asked."""
+        who = row.ckpt_sha256, row.baseline
+        return who == (self.ckpt_sha256, self.baseline) and row.ablation in self.ablations
+
+
+@dataclass(frozen=True)
+class NeedleRun:
+    """What was asked, whom, and which table the answers are in; the first who was asked is the checkpoint itself."""
+
+    settings: Settings
+    asked: tuple[Respondent, ...]
+    table: str
+
+
+def write_runs(out: Path, run: NeedleRun, measured_reach: int | None) -> None:
+    """Make the folder and write what is about to be asked into it, with the reach that was measured.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    about = asdict(run.settings) | {"table": run.table, "asked": [asdict(one) for one in run.asked]}
+    content, before = json.loads(json.dumps(about)), settings_before(out)
+    runs = [*before.pop("earlier", []), before]
+    earlier = [one for one in runs if one.get("asked") and not content.items() <= one.items()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        content |= {"measured_reach": measured_reach} | ({"earlier": earlier} if earlier else {})
+        durable.write_file(out / FILE, json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"--out is {str(out)!r}, which cannot be written: {error.strerror}") from None
+
+
+def settings_before(out: Path) -> dict[str, Any]:
+    """What settings.json of a folder holds; {} where there is none."""
+    path = out / FILE
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def read_runs(out: Path) -> list[NeedleRun]:
+    """All runs into a folder, the last one first.
+
+    Raises:
+        UserError: they are not of a needle run, or of a version that did not say who was asked.
+    """
+    path = out / FILE
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+        if "tasks" in given and "asked" not in given:
+            raise UserError(
+                f"--out has {path}, which does not say who was asked, as those of earlier versions; give the command "
+                "that made it again, which asks nothing twice"
+            )
+        return [_run(one) for one in (given, *given.get("earlier", ()))]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--out has {path}, which is no settings of eval.py niah: {reason}") from None
+
+
+def _run(given: Mapping[str, Any]) -> NeedleRun:
+    values = _values(Settings, given)
+    values["tasks"] = tuple(find_task(task["name"]) for task in given["tasks"])
+    return NeedleRun(
+        Settings(**values), tuple(Respondent(**_values(Respondent, one)) for one in given["asked"]), given["table"]
+    )
+
+
+def _values(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(kind)} & set(given)
+    return {name: tuple(v) if isinstance(v := given[name], list) else v for name in names}
