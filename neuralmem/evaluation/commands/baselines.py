@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
         def begin(tokens: int) -> None:
             nonlocal planned
             planned += tokens
-            write_runs(out, about, measured)
+            write_runs(out, this, measured)
             plan(planned)
 
         # All are made before the first is asked, so that a choice that cannot be used costs no time.
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> None:
         asked = list(entrants(options, settings, opened, others, advance, bookmark))
         refuse_long_questions(asked, settings, opened, training)
         everyone = tuple(niah.respondent(one.name, one.series, one.subject, one.settings) for one in asked)
-        about = NeedleRun(settings, everyone, "baselines.csv")
+        this = NeedleRun(settings, everyone, "baselines.csv")
         for entrant in asked:
             rows = run_needles(entrant.settings, entrant.reader, entrant.subject, out, training, begin)
             contenders += by_ablation(entrant.name, entrant.series, rows)
