@@ -62,8 +62,8 @@ demo-baseline: $(READY) $(NATIVE) ## the same with a sliding-window Transformer 
 test: $(READY) $(NATIVE) ## run the tests (about thirteen minutes on two cores)
 	$(PYTEST) -n $(JOBS) --dist worksteal
 
-soak: $(READY) $(NATIVE) ## run the long tests
-	$(PYTEST) -n $(JOBS) --dist worksteal -m soak
+soak: $(READY) $(NATIVE) ## run the long tests, and write down what came out
+	$(RUN) benchmarks/soak.py --jobs $(JOBS)
 
 test-gpu: native-cuda ## run the tests that need a CUDA device (and torch, pytest, einops, safetensors only)
 	NEURALMEM_REQUIRE_GPU=1 $(PYTEST) -m gpu -rs -W "ignore:Failed to initialize NumPy" tests/ops tests/native

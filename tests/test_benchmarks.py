@@ -225,3 +225,21 @@ def test_a_mac_made_of_a_mag_remembers_at_once(load: Any, tmp_path: Path) -> Non
     none = run(script, str(tmp_path / "again"), script="mac_from_mag.py")
     assert none.returncode == 2
     assert "one must be titans_mag" in none.stderr
+
+
+def test_a_long_test_is_as_bad_as_its_worst_part(load: Any) -> None:
+    soak = load("soak")
+    recorder = soak.Recorder()
+    report = pytest.TestReport("a.py::test_it[one]", ("a.py", 1, ""), {}, "passed", None, "setup", duration=1.0)
+    for outcome in ("passed", "failed", "passed"):
+        report.outcome = outcome  # type: ignore[assignment]
+        recorder.pytest_runtest_logreport(report)
+    skipped = pytest.TestReport(
+        "a.py::test_it[two]", ("a.py", 1, ""), {}, "skipped", ("a.py", 1, "Skipped: why"), "setup"
+    )
+    recorder.pytest_runtest_logreport(skipped)
+    one, two = recorder.cases.values()
+    assert (one["outcome"], one["seconds"], two["outcome"], two["reason"]) == ("failed", 3.0, "skipped", "why")
+    rows = [{"test": name, **case} for name, case in recorder.cases.items()]
+    line = soak.table(rows).splitlines()[-1]
+    assert line == "| it (`a.py`) | 2 | 0 | failed: one; skipped: two why | 3 s |"

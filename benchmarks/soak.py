@@ -1,0 +1,116 @@
+"""The long tests, run and written down: which there are, how each case ended and how long it took.
+
+`make soak` is this. A selection leaves the results of other tests as they were; every row names its commit. What ran
+before an interrupt is kept too.
+
+Run: python benchmarks/soak.py                 all of them: one to two hours on two cores
+     python benchmarks/soak.py -- -k kill      what pytest selects
+     python benchmarks/soak.py --docs          only the table in docs/training.md
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from record import RESULTS, machine, place, write
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs" / "training.md"
+MARKED = re.compile(r"(<!-- soak:start -->\n).*?(<!-- soak:end -->)", re.DOTALL)
+WORST = ("passed", "skipped", "failed")  # of set-up, call and tear-down
+
+Row = dict[str, Any]
+
+
+class Recorder:
+    """A plugin of pytest that keeps what became of every case."""
+
+    def __init__(self) -> None:
+        self.cases: dict[str, Row] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        case = self.cases.setdefault(report.nodeid, {"outcome": "passed", "seconds": 0.0})
+        case["outcome"] = max(case["outcome"], report.outcome, key=WORST.index)
+        case["seconds"] = round(case["seconds"] + report.duration, 2)
+        if report.skipped and isinstance(report.longrepr, tuple):
+            case["reason"] = report.longrepr[-1].removeprefix("Skipped: ")
+
+
+def run(jobs: int, selection: Sequence[str]) -> int:
+    """Run them, write down what came out; -> pytest's exit code."""
+    os.chdir(ROOT)
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # as `make test`
+    recorder, before = Recorder(), machine()
+    arguments = ["-q", "-m", "soak", "-n", str(jobs), "--dist", "worksteal", *selection]
+    code = pytest.main(arguments, plugins=[recorder])
+    when = {"commit": before["commit"], "ended": datetime.now(UTC).strftime("%Y-%m-%d")}
+    rows = {} if code == 0 and not selection else _before()
+    rows |= {name: {"test": name, **case, **when} for name, case in recorder.cases.items()}
+    if recorder.cases:
+        print(write("soak", [rows[name] for name in sorted(rows)]))
+    return int(code)
+
+
+def _before() -> dict[str, Row]:
+    path = place("soak")
+    return {row["test"]: row for row in json.loads(path.read_text())["rows"]} if path.is_file() else {}
+
+
+def update_docs() -> None:
+    """Write the table between the markers of docs/training.md: a line per test, of each machine."""
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*/soak.json"))]
+    text = "\n".join(f"{_title(one)}\n\n{table(one['rows'])}\n" for one in found)
+    DOCS.write_text(MARKED.sub(lambda marks: f"{marks[1]}\n{text}\n{marks[2]}", DOCS.read_text()))
+
+
+def _title(found: dict[str, Any]) -> str:
+    rows, about = found["rows"], found["machine"]
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
+    minutes = sum(row["seconds"] for row in rows) / 60
+    return (
+        f"{about['processor']}, torch {about['torch']}, commit {commits}: {len(rows)} cases, "
+        f"{minutes:.0f} minutes of them one after another."
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A line per test: cases, how they ended, seconds."""
+    tests = defaultdict(list)
+    for row in rows:
+        tests[row["test"].partition("[")[0]].append(row)
+    lines = ["| test | cases | passed | else | longest |", "|---|--:|--:|---|--:|"]
+    for name, cases in tests.items():
+        file, _, test = name.partition("::")
+        passed = sum(case["outcome"] == "passed" for case in cases)
+        other = "; ".join(
+            f"{case['outcome']}: {case['test'].partition('[')[2].rstrip(']')} {case.get('reason', '')}".strip()
+            for case in cases
+            if case["outcome"] != "passed"
+        )
+        longest = max(case["seconds"] for case in cases)
+        title = test.removeprefix("test_").replace("_", " ")
+        lines.append(f"| {title} (`{file}`) | {len(cases)} | {passed} | {other} | {longest:,.0f} s |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (2)")
+    parser.add_argument("--docs", action="store_true", help="only write the table in docs/training.md")
+    parser.add_argument("selection", nargs="*", help="options of pytest, behind --")
+    options = parser.parse_args()
+    code = 0 if options.docs else run(options.jobs, options.selection)
+    update_docs()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
