@@ -40,6 +40,8 @@ class Recorder:
         case = self.cases.setdefault(report.nodeid, {"outcome": "passed", "seconds": 0.0})
         case["outcome"] = max(case["outcome"], report.outcome, key=WORST.index)
         case["seconds"] = round(case["seconds"] + report.duration, 2)
+        if report.when == "call" and report.user_properties:
+            case["measured"] = dict(report.user_properties)
         if report.skipped and isinstance(report.longrepr, tuple):
             case["reason"] = report.longrepr[-1].removeprefix("Skipped: ")
 

@@ -4,8 +4,7 @@ Streams, since most of them are larger than a disk. Written from their dataset c
 place, not against the hub.
 """
 
-# PG-19 is a copy in parquet: the original is a script, which `datasets` has not run since its version 4. SlimPajama is
-# compressed with zstandard, which needs a package of that name.
+# PG-19 is a copy in parquet: the original is a script, which `datasets` has not run since its version 4.
 NAMES = {
     "fineweb": "hf:HuggingFaceFW/fineweb?config=sample-10BT&split=train&field=text&streaming=1",
     "fineweb-edu": "hf:HuggingFaceFW/fineweb-edu?config=sample-10BT&split=train&field=text&streaming=1",

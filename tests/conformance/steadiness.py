@@ -1,22 +1,26 @@
 """What must not grow while a stream is read: the state, its norm, memory of the process, time per token.
 
 Special: watched piece by piece, from the outside; a trend is what a straight line through the last half says, since
-a memory fills at first. Time is that of the processor, which does not count who else uses the machine.
+a memory fills at first. The norm of a memory that reads one or two tokens over and over wanders between 2 and 19
+without end: such a line is never level, and whether it is a trend is told by how far the means of blocks lie from it.
+Time is that of the processor, which does not count who else uses the machine.
 """
 
 import ctypes
 import resource
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from neuralmem.state import State
 
-SLOWER = 2.0  # fastest piece of the last quarter over that of the second; 3 if time grew with what was read
+PIECE = 2048  # tokens
 EVERY = 8  # pieces between two looks at the process, which cost more than a piece
-GROWTH = 16 * 2**20  # bytes over the last half
+BLOCKS = 16  # of the last half
+LEVEL, CLEAR = 0.05, 4.0  # a drift above the first is a trend if it is so many standard errors
 STATM = Path("/proc/self/statm")
 
 
@@ -55,17 +59,43 @@ class Watch:
         x = x - x.mean()
         return (x[:, None] * logs).sum(0) / x.square().sum() * (len(logs) - 1)
 
-    def assert_steady(self, drift: tuple[float, ...]) -> None:
-        """The state's size does not change and nothing grows; each row's norm drifts no further than allowed to it."""
-        half, quarter = len(self.sizes) // 2, len(self.sizes) // 4
-        assert len(set(self.sizes[1:])) == 1, f"the state's size changes: {sorted(set(self.sizes))} bytes"
-        trend = self.trend()
-        assert (trend.abs() < torch.tensor(drift)).all(), f"the norm's logarithm drifts by {trend.tolist()}"
-        slower = min(self.seconds[-quarter:]) / min(self.seconds[quarter:half])
-        assert slower < SLOWER, f"the last quarter takes {slower:.2f} times the second's time"
-        middle = len(self.held) // 2
-        grown = max(self.held[middle:], default=0) - max(self.held[:middle], default=0)
-        assert grown < GROWTH, f"the process grew by {grown / 2**20:.0f} MiB in the last half"
+    def clearness(self) -> Tensor:
+        """Float [rows]: of a straight line through the means of blocks of the last half, slope over standard error."""
+        logs = torch.stack(self.norms[len(self.norms) // 2 :]).log()
+        means = torch.stack([block.mean(0) for block in logs.tensor_split(BLOCKS)])
+        x = torch.arange(BLOCKS, dtype=logs.dtype)
+        x = (x - x.mean())[:, None]
+        slope = (x * means).sum(0) / x.square().sum()
+        rest = means - means.mean(0) - slope * x
+        return slope / (rest.square().sum(0) / (BLOCKS - 2) / x.square().sum()).sqrt()
+
+    def found(self) -> dict[str, Any]:
+        """What was seen: drift of each row's norm and how clear it is, time of the last quarter over that of the second
+        (the fastest pieces; 5/3 if it grew from once to three times), bytes by which the process grew in the last half.
+        """
+        half, quarter, middle = len(self.sizes) // 2, len(self.sizes) // 4, len(self.held) // 2
+        return {
+            "tokens_of_a_row": len(self.sizes) * PIECE,
+            "state_bytes": sorted(set(self.sizes[1:])),
+            "drift": [round(x, 4) for x in self.trend().tolist()],
+            "clearness": [round(x, 2) for x in self.clearness().tolist()],
+            "slower": round(min(self.seconds[-quarter:]) / min(self.seconds[quarter:half]), 3),
+            "grown": max(self.held[middle:], default=0) - max(self.held[:middle], default=0),
+        }
+
+    def assert_steady(self, drift: tuple[float, ...], slower: float, grown: int) -> None:
+        """The state's size does not change; norms, time and memory grow no further than allowed to them."""
+        found = self.found()
+        assert len(found["state_bytes"]) == 1, f"the state's size changes: {found['state_bytes']} bytes"
+        assert all(abs(x) < most for x, most in zip(found["drift"], drift, strict=True)), found
+        assert found["slower"] < slower, f"the last quarter takes {found['slower']} times the second's time"
+        assert found["grown"] < grown, f"the process grew by {found['grown'] / 2**20:.0f} MiB in the last half"
+
+    def assert_no_trend(self) -> None:
+        """No row's norm drifts by more than rounding and fluctuation make it."""
+        found = self.found()
+        for x, clear in zip(found["drift"], found["clearness"], strict=True):
+            assert abs(x) < LEVEL or abs(clear) < CLEAR, f"the norm's logarithm drifts by {x}: {found}"
 
 
 def norm_of(state: State) -> Tensor:

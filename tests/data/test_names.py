@@ -1,6 +1,6 @@
 """Datasets by their short names, read by `datasets` from local folders that are laid out as on the hub.
 
-Not tested, for want of a network: that the hub still has them there, and zstandard, in which SlimPajama is compressed.
+Not tested, for want of a network: that the hub still has them there.
 """
 
 import json
@@ -29,6 +29,7 @@ pytest.importorskip("datasets")
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder where names of the hub are folders, which `datasets` then takes."""
     import pyarrow as pa
+    import zstandard
     from pyarrow import parquet
 
     def table(file: str, count: int, **columns: Any) -> None:
@@ -41,7 +42,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path = tmp_path / file
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = ({"text": f"{path.stem} {i}", "meta": {"redpajama_set_name": "C4"}} for i in range(count))
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        path.write_bytes(zstandard.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
 
     for name in ("fineweb", "fineweb-edu"):
         home = f"HuggingFaceFW/{name}"
@@ -59,7 +60,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )
         (tmp_path / home / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
     for part, count in (("train", 20), ("validation", 3), ("test", 2)):
-        lines(f"cerebras/SlimPajama-627B/{part}/chunk1/example_{part}_0.jsonl", count)
+        lines(f"cerebras/SlimPajama-627B/{part}/chunk1/example_{part}_0.jsonl.zst", count)
         table(f"DKYoon/SlimPajama-6B/data/{part}-00000-of-00001.parquet", count)
         table(f"emozilla/pg19/data/{part}-00000-of-00001.parquet", count, url=["u"] * count)
     monkeypatch.chdir(tmp_path)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,11 @@ def kill(folder: Path, *arguments: str, what: str = "saving") -> dict:
         pytest.param("200", "", id="any time, long", marks=pytest.mark.soak),
     ],
 )
-def test_no_kill_leaves_an_unusable_folder(tmp_path: Path, trials: str, stride: str) -> None:
+def test_no_kill_leaves_an_unusable_folder(
+    tmp_path: Path, trials: str, stride: str, record_property: Callable[[str, object], None]
+) -> None:
     found = kill(tmp_path / "run", trials, "0", *([stride] if stride else []))
+    record_property("found", found)
     assert found["unusable"] == []
     assert found["left"] == []
     assert found["kills"] == int(trials)
@@ -38,7 +42,10 @@ def test_no_kill_leaves_an_unusable_folder(tmp_path: Path, trials: str, stride: 
 
 
 @pytest.mark.parametrize("kills", ["1", pytest.param("20", marks=pytest.mark.soak)])
-def test_a_run_killed_between_checkpoints_ends_as_one_left_alone(tmp_path: Path, kills: str) -> None:
+def test_a_run_killed_between_checkpoints_ends_as_one_left_alone(
+    tmp_path: Path, kills: str, record_property: Callable[[str, object], None]
+) -> None:
     found = kill(tmp_path, kills, "0", what="training")
+    record_property("found", found)
     assert found["equal"]
     assert found["steps"] == sorted(set(found["steps"]))

@@ -94,10 +94,16 @@ def test_it_saves_exits_and_goes_on(
 def test_accumulation_is_finished_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    signalled(monkeypatch, LanguageModel, "training_step", signal.SIGTERM, at=4)
-    with pytest.raises(SystemExit):
-        train(tmp_path, "--tokens_per_step", "576")
+    """Within the second of a step's three batches; what goes on from it ends as a run that nobody stopped."""
+    options = ["--tokens_per_step", "576", "--trainer.max_steps", "3", "--data.carry", "true"]
+    with monkeypatch.context() as patch:
+        signalled(patch, LanguageModel, "training_step", signal.SIGTERM, at=4)
+        with pytest.raises(SystemExit):
+            train(tmp_path / "stopped", *options)
     assert "SIGTERM: step 2 is saved" in capsys.readouterr().err
+    for name in ("stopped", "whole"):
+        assert train(tmp_path / name, *options, "--resume", "auto") == 0
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
 
 
 def test_slurm_is_answered_by_us_not_by_lightning(

@@ -20,7 +20,8 @@ from neuralmem.training.plot import LossPlot
 from neuralmem.training.resume import FOLDER, found
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny" / "lmm.yaml"
-OPTIONS = ("--checkpoint.every", "3", "--data.carry", "true", "--report.at_end", "false", "--resume", "auto")
+# A step is two batches, so that kills come within one too.
+OPTIONS = ("--checkpoint.every", "3", "--data.carry", "true", "--tokens_per_step", "384", "--report.at_end", "false")
 
 
 def begin(run: Path, steps: int) -> int:
@@ -30,7 +31,8 @@ def begin(run: Path, steps: int) -> int:
     torch.set_num_threads(1)
     LossPlot._draw = lambda *_: None  # type: ignore[method-assign]  # a picture takes longer than the run
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    os._exit(train(["--config", str(CONFIG), "--run", str(run), "--trainer.max_steps", str(steps), *OPTIONS]))
+    given = ["--config", str(CONFIG), "--run", str(run), "--trainer.max_steps", str(steps), *OPTIONS]
+    os._exit(train([*given, "--resume", "auto"]))
 
 
 def finish(child: int) -> None:
@@ -50,7 +52,7 @@ def newest(run: Path) -> int:
 
 
 def main(folder: Path, kills: int, seed: int) -> None:
-    total = 12 * (kills + 1)
+    total = 6 * (kills + 1)  # a life is at most from one checkpoint to the next but one
     finish(begin(folder / "whole", total))
     run, steps, chance = folder / "killed", [], random.Random(seed)
     while len(steps) < kills:

@@ -33,7 +33,8 @@ CASES: dict[str, dict[str, Any]] = {
     "fresh rows": {"pattern": ["titans_mag"]},
     "carried memory": {"pattern": ["titans_lmm", "titans_mac"], "carry": True},
     "accumulation": {"pattern": ["titans_lmm"], "carry": True, "accumulate": 2},
-    "NaN on one device": {"pattern": ["titans_lmm"], "carry": True, "broken": 1},
+    "NaN on one device": {"pattern": ["titans_lmm"], "carry": True, "broken": ("loss", 1)},
+    "NaN in the gradient of one device": {"pattern": ["titans_lmm"], "carry": True, "broken": ("gradient", 1)},
     "uneven validation": {"pattern": ["titans_lmm"], "uneven": True},
     "tied embeddings": {"pattern": ["transformer"], "tie_embeddings": True},
     "probed": {"pattern": ["titans_mac"], "probed": True},
@@ -82,17 +83,21 @@ class Data(L.LightningDataModule):
 
 
 class Watched(LanguageModel):
-    """Keeps the loss of every batch; the loss of the batch called broken is no number on the last device."""
+    """Keeps the loss of every batch; that of the batch called broken, or its gradient, is NaN on the last device."""
 
-    def __init__(self, broken: int | None, **model: Any) -> None:
+    def __init__(self, broken: tuple[str, int] | None, **model: Any) -> None:
         super().__init__(**model)
         self.broken, self.losses = broken, []
 
     def training_step(self, batch: Batch, index: int) -> dict[str, torch.Tensor]:
         outputs = super().training_step(batch, index)
         self.losses.append(outputs["loss"].detach())
-        if index == self.broken and self.trainer.global_rank == self.trainer.world_size - 1:
-            outputs["loss"] = outputs["loss"] * torch.nan
+        what, batch_index = self.broken or ("", None)
+        if index == batch_index and self.trainer.global_rank == self.trainer.world_size - 1:
+            if what == "loss":
+                outputs["loss"] = outputs["loss"] * torch.nan
+            else:
+                outputs["loss"] = outputs["loss"] + (0 * outputs["loss"]).sqrt()  # 0, whose gradient is 0 / 0
         return outputs
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -118,6 +119,38 @@ def test_two_processes_resume_exactly(tmp_path: Path, options: list[str], strate
         assert done.returncode == 0, done.stderr
     whole, half = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "half"))
     assert half == whole
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_nodes_of_torchrun_are_one_with_two_devices(tmp_path: Path, strategy: str) -> None:
+    """Two agents on this machine, each with a process; a run, and one that goes on from its middle."""
+    two = ["--config", str(ROOT / "configs" / "tiny" / "lmm.yaml"), "--data.carry", "true"]
+    two += ["--trainer.strategy", strategy, "--trainer.devices"]
+    done = run(tmp_path, *two, "2", "--run", "one")
+    assert done.returncode == 0, done.stderr
+    for name, more in (("two", []), ("half", ["--ckpt_path", "two/checkpoints/step=5"])):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+        agent += ["--master-addr", "127.0.0.1", "--master-port", port, "--node-rank"]
+        trained = [*two, "1", "--trainer.num_nodes", "2", "--run", name, *more]
+        nodes = [
+            subprocess.Popen(
+                [*agent, rank, "--", *COMMAND[1:], *trained],
+                cwd=tmp_path,
+                env=ENVIRONMENT,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in ("0", "1")
+        ]
+        for node in nodes:
+            _, said = node.communicate(timeout=180)
+            assert node.returncode == 0, said
+    one, *others = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two", "half"))
+    assert others == [one, one]
 
 
 @pytest.mark.soak

@@ -19,7 +19,7 @@ ALL = [f"{strategy}:{case}" for strategy in STRATEGIES for case in devices.CASES
 ROOT = Path(__file__).parents[2]
 
 
-def run_two(folder: Path, runs: list[str]) -> dict[str, dict[str, torch.Tensor]]:
+def run_two(folder: Path, runs: list[str], seconds: int = 300) -> dict[str, dict[str, torch.Tensor]]:
     """Train in two processes, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -35,7 +35,7 @@ def run_two(folder: Path, runs: list[str]) -> dict[str, dict[str, torch.Tensor]]
         )
         for rank in "01"
     ]
-    said = [process.communicate(timeout=300)[1] for process in started]
+    said = [process.communicate(timeout=seconds)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], "\n".join(said)
     return {run: torch.load(folder / f"{run}.pt", weights_only=True) for run in runs}
 
@@ -67,5 +67,13 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-def test_two_processes_are_one_in_every_case(tmp_path: Path) -> None:
-    compare(run_two(tmp_path, [run for run in ALL if run not in QUICK]), tmp_path)
+@pytest.mark.parametrize(
+    "runs",
+    [
+        pytest.param([run for run in ALL if run not in QUICK and not run.endswith(":compiled")], id="not compiled"),
+        pytest.param(["ddp:compiled"], id="ddp, compiled"),
+        pytest.param(["fsdp2:compiled"], id="fsdp2, compiled"),  # two processes and one compile every layer: minutes
+    ],
+)
+def test_two_processes_are_one_in_every_case(tmp_path: Path, runs: list[str]) -> None:
+    compare(run_two(tmp_path, runs, seconds=2400), tmp_path)
