@@ -175,6 +175,7 @@ def test_a_quick_run(tmp_path: Path) -> None:
     assert "| chunked |" in done.stdout
 
 
+@pytest.mark.soak
 def test_a_training_step_is_timed(tmp_path: Path) -> None:
     done = run("--stage", "first", "--steps", "3", "--run", str(tmp_path / "run"), script="training_step.py")
     assert done.returncode == 0, done.stderr

@@ -53,7 +53,9 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("options", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize(
+    "options", [pytest.param(CALLS[n], id=n, marks=() if n == "everything" else pytest.mark.soak) for n in CALLS]
+)
 def test_opcheck(options: dict[str, Any]) -> None:
     ops, arguments = torch.ops.neuralmem, op_arguments(make(**options), 2)
     torch.library.opcheck(ops.neural_memory.default, tuple(arguments))

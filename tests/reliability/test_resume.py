@@ -72,13 +72,11 @@ CASES = {
     "log lines of three steps": ("transformer", ["--trainer.log_every_n_steps", "3"]),
 }
 SHORT = {
-    "carried, accumulated": (1, 4, 10),
-    "stream": (7,),
+    "carried, accumulated": (4,),
+    "stream, two workers": (7,),
     "map style, epochs": (4,),
     "shards, carried": (3,),
     "needles": (5,),
-    "bf16": (7,),
-    "log lines of three steps": (4,),
 }
 
 
