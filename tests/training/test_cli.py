@@ -21,6 +21,7 @@ from neuralmem.data.module import Files, TextData, Validation
 from neuralmem.training.cli import main
 from neuralmem.training.folder_io import read_checkpoint
 from neuralmem.training.help import HELP
+from neuralmem.training.logs import read_metrics
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "configs" / "tiny" / "mag.yaml")
@@ -119,6 +120,8 @@ def test_two_processes_resume_exactly(tmp_path: Path, options: list[str], strate
         assert done.returncode == 0, done.stderr
     whole, half = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "half"))
     assert half == whole
+    before, after = (read_metrics(tmp_path / name / "metrics.csv") for name in ("whole", "half"))
+    assert [(row["step"], row["loss"]) for row in after] == [(row["step"], row["loss"]) for row in before[5:]]
 
 
 @pytest.mark.soak

@@ -12,6 +12,7 @@ import yaml
 
 from neuralmem.errors import UserError
 from neuralmem.models.checkpoint import load, verify
+from neuralmem.provenance import code_version
 from neuralmem.training.cli import main
 from neuralmem.training.folder_io import differing
 from neuralmem.training.logs import read_metrics
@@ -173,7 +174,7 @@ def test_the_command_line_wins_over_the_checkpoint(train: Train, capsys: pytest.
 
 
 def test_a_resumed_run_learns_by_its_own_settings_and_says_what_changed(
-    train: Train, capsys: pytest.CaptureFixture
+    train: Train, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = train("transformer", "a", "--trainer.max_steps", "5", "--optimizer.schedule", "constant")
     options = ("transformer", "a", "--trainer.max_steps", "5", "--optimizer.schedule", "constant", "--resume", "auto")
@@ -182,9 +183,13 @@ def test_a_resumed_run_learns_by_its_own_settings_and_says_what_changed(
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("changed since")]
     assert said == ["changed since this checkpoint: trainer.max_steps 5 -> 7"]
     before = read_metrics(run / "metrics.csv")[-1]["lr"]
+    code = json.loads((run / "checkpoints" / "step=7" / "training.json").read_text())["code"]
+    assert code == code_version()
+    monkeypatch.setattr("neuralmem.training.folder_io.code_version", lambda: {**code, "torch": "9"})
     train(*options, "--trainer.max_steps", "9", "--optimizer.lr", "1e-6")
     assert re.search(
-        r"changed since .*: trainer\.max_steps 7 -> 9, .*optimizer\.lr \S+ -> 1e-06\n", capsys.readouterr().err
+        r"changed since .*: trainer\.max_steps 7 -> 9, .*optimizer\.lr \S+ -> 1e-06, code\.torch \S+ -> 9\n",
+        capsys.readouterr().err,
     )
     assert read_metrics(run / "metrics.csv")[-1]["lr"] == pytest.approx(1e-6, rel=1e-6)
     assert before > 1e-5
