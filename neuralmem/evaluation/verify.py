@@ -156,10 +156,7 @@ def _other(one: Respondent, run: NeedleRun) -> str:
 
 def _table(rows: Sequence[Row], run: NeedleRun, path: Path) -> Iterator[str]:
     """How the table of a run differs from that of its rows; a run that was stopped has none."""
-    said = [
-        (one, [row for name in one.ablations for row in rows if row.ablation == name and one.said(row)])
-        for one in run.asked
-    ]
+    said = [(one, _in_order(rows, one)) for one in run.asked]
     if not path.is_file() or not all(own for _, own in said):
         return
     if path.name == "table.csv":
