@@ -44,6 +44,13 @@ def needle(name: str, ablation: str = "none") -> Callable[[dict[str, Any]], str]
     return cell
 
 
+def within(scores: dict[str, Any]) -> str:
+    """A cell: facts said that attention can still see."""
+    lines = lines_of(scores, "within_reach", ablation="none")
+    named = [{**line, "accuracy_low": line["low"], "accuracy_high": line["high"]} for line in lines]
+    return share(named[0], "accuracy", "n") if named else ""
+
+
 def overwritten(column: str, updates: str) -> Callable[[dict[str, Any]], str]:
     """A cell: answers for keys whose value changed so often."""
 
@@ -83,6 +90,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "needle in noise (s-niah-pk), 16K": needle("needle_16k"),
     "the same, 256K": needle("needle_256k"),
     "number in text (s-niah-n), 16K": needle("number_16k"),
+    "one of five facts in 128 bytes, within reach": within,
     "eight keys told once": overwritten("accuracy", "0"),
     "told again with another value: the latest": overwritten("accuracy", "1"),
     "the old one": overwritten("stale", "1"),

@@ -4,11 +4,12 @@ A model is a config of configs/checkpoints/, or several: NAME.yaml may begin wit
 makes, and that with those of NAME_first.yaml. The first may begin with a model that is shipped already.
 Its run and its answers lie in runs/checkpoints/NAME, and what is there is not made again: training goes on where it
 stopped, and so does every question. What is shipped, in neuralmem/pretrained/NAME, is the run's model with its config
-and `made.json`: commands, commit, seed, data, and every score. The tables in the README, docs/checkpoints.md and
+and `made.json`: commands, commit, seed, data, and every score. Where the run is gone, the shipped model is asked what
+it was not asked before, and `ship` adds that to its scores. The tables in the README, docs/checkpoints.md and
 docs/baselines.md are made from these files and nowhere else.
 
 Run: python benchmarks/checkpoints.py                    all models, all steps: hours on two cores
-     python benchmarks/checkpoints.py mag-tiny --step ask
+     python benchmarks/checkpoints.py mag-tiny --step ask --step ship
      python benchmarks/checkpoints.py --step docs        only the tables
 """
 
@@ -73,6 +74,14 @@ QUESTIONS = (
     *(needles("number_16k", "s-niah-n", "16k", n, "none", models) for n, models in NEEDLES.items()),
     needles("number_16k_controls", "s-niah-n", "16k", 100, CONTROLS, MEMORIES),
     needles("needle_256k", "s-niah-pk", "256k", 100, "none", TITANS),
+    Question(
+        "within_reach",
+        (
+            *("niah", "--tasks", "recall", "--lengths", "128", "--samples", "100", "--depths", "random"),
+            *("--facts", "5", "--ablate", "none"),
+        ),
+        "table.csv",
+    ),
     Question("overwrite", ("overwrite",), "overwrite.csv"),
     Question(
         "attribution",
@@ -151,12 +160,32 @@ def options_of(part: str) -> tuple[str, ...]:
     return "--config", str(config_of(part).relative_to(ROOT)), "--run", str((RUNS / part).relative_to(ROOT))
 
 
+def place_of(name: str) -> Path:
+    """Where a model is: its run, or the package where the run is gone."""
+    run = RUNS / name
+    return run if (run / "model.safetensors").is_file() else locate(f"neuralmem/{name}")
+
+
+def command_of(question: Question, name: str) -> str:
+    """What asks it, as `made.json` says it."""
+    return f"eval.py {' '.join(question.command)} --checkpoint neuralmem/{name}"
+
+
+def shipped_scores(name: str) -> dict[str, Any]:
+    """What the shipped model was asked, if it is the one at `place_of`."""
+    path = FOLDER / name / "made.json"
+    made = json.loads(path.read_text()) if path.is_file() else {}
+    return made["scores"] if made.get("weights_sha256") == weights_of(place_of(name)) else {}
+
+
 def ask(name: str) -> None:
-    """Ask a model everything; eval.py does not ask again what these weights have answered."""
+    """Ask a model what these weights have not answered."""
+    known = shipped_scores(name)
     for question in QUESTIONS:
-        out = RUNS / name / question.name
-        if name in question.models:
-            call("eval.py", *question.command, "--checkpoint", str(RUNS / name), "--out", str(out))
+        asked = known.get(question.name, {}).get("command") == command_of(question, name)
+        if name in question.models and not asked:
+            out = RUNS / name / question.name
+            call("eval.py", *question.command, "--checkpoint", str(place_of(name)), "--out", str(out))
 
 
 def unlike(config: Any, resolved: Any) -> list[str]:
@@ -169,11 +198,16 @@ def unlike(config: Any, resolved: Any) -> list[str]:
 
 
 def ship(name: str) -> None:
-    """Put a model into the package, with what it was made with.
+    """Put a model into the package, with what it was made with; of one whose run is gone, only what it answered since.
 
     Raises:
         SystemExit: a run was made with other settings than its config has now, or began with another model.
     """
+    folder = FOLDER / name
+    if place_of(name) == folder:
+        known = json.loads((folder / "made.json").read_text())
+        (folder / "made.json").write_text(json.dumps(known | {"scores": scores(name)}, indent=1) + "\n")
+        return
     if base := origin(name):
         trained = json.loads((locate(base["name"]) / "made.json").read_text())["trained"]
         if trained["ended"] > json.loads((RUNS / parts(name)[0] / "machine.json").read_text())["began"]:
@@ -182,7 +216,7 @@ def ship(name: str) -> None:
         config, resolved = (yaml.safe_load(file.read_text()) for file in (config_of(part), RUNS / part / "config.yaml"))
         if problems := unlike(config, resolved):
             raise SystemExit(f"{config_of(part)} is not what made {RUNS / part}: {problems[0]}")
-    run, folder = RUNS / name, FOLDER / name
+    run = RUNS / name
     model, tokenizer = load(run)
     shutil.rmtree(folder, ignore_errors=True)
     save(folder, model, tokenizer, data=json.loads((run / "data.json").read_text()))
@@ -208,28 +242,35 @@ def made(name: str) -> dict[str, Any]:
         "trained": json.loads((run / "machine.json").read_text()),
         "origin": origin(name),
         "before": [beginning(part) for part in parts(name)[:-1]],
-        "scores": {
-            question.name: {
-                "command": f"eval.py {' '.join(question.command)} --checkpoint neuralmem/{name}",
-                **answered(run, question),
-                "lines": read_table(run, question),
-            }
-            for question in QUESTIONS
-            if name in question.models and (run / question.name / question.table).exists()
-        },
+        "scores": scores(name),
     }
 
 
-def answered(run: Path, question: Question) -> dict[str, Any]:
+def scores(name: str) -> dict[str, Any]:
+    """What a model was asked, now and before: commands, by which code, and every line of the tables."""
+    known, found = shipped_scores(name), dict[str, Any]()
+    for question in QUESTIONS:
+        if name in question.models and (RUNS / name / question.name / question.table).exists():
+            found[question.name] = {
+                "command": command_of(question, name),
+                **answered(RUNS / name, question, weights_of(place_of(name))),
+                "lines": read_table(RUNS / name, question),
+            }
+        elif question.name in known:
+            found[question.name] = known[question.name]
+    return found
+
+
+def answered(run: Path, question: Question, weights: str) -> dict[str, Any]:
     """By which code a question was answered, and the hash of all its rows.
 
     Raises:
-        SystemExit: the rows are of other weights than the run's, which must not be shipped as theirs.
+        SystemExit: the rows are of other weights than these, and must not be shipped as theirs.
     """
     (rows,) = (run / question.name).glob("*.jsonl")
     lines = [json.loads(line) for line in rows.read_text().splitlines()]
-    if {line["ckpt_sha256"] for line in lines if not line.get("baseline")} != {weights_of(run)}:
-        raise SystemExit(f"{rows} has answers of other weights than {run}; remove its folder and ask again")
+    if {line["ckpt_sha256"] for line in lines if not line.get("baseline")} != {weights}:
+        raise SystemExit(f"{rows} has answers of other weights than {weights}; remove its folder and ask again")
     machine = json.loads((run / question.name / "machine.json").read_text())
     return {
         "commit": machine["commit"],

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -197,10 +198,42 @@ def test_a_trained_model_is_shipped_as_what_made_it_and_with_its_own_answers(loa
     folder.mkdir()
     (folder / "machine.json").write_text('{"commit": "c", "ended": "e"}')
     (folder / "rows.jsonl").write_text(json.dumps({"ckpt_sha256": checkpoints.weights_of(tmp_path)}) + "\n")
-    assert checkpoints.answered(tmp_path, question).items() >= {"commit": "c", "rows": 1}.items()
+    weights = checkpoints.weights_of(tmp_path)
+    assert checkpoints.answered(tmp_path, question, weights).items() >= {"commit": "c", "rows": 1}.items()
     (folder / "rows.jsonl").write_text('{"ckpt_sha256": "another"}\n')
     with pytest.raises(SystemExit, match="has answers of other weights than"):
-        checkpoints.answered(tmp_path, question)
+        checkpoints.answered(tmp_path, question, weights)
+
+
+def test_a_shipped_model_whose_run_is_gone_keeps_its_scores_and_gets_new_ones(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = load("checkpoints")
+    package = shutil.copytree(checkpoints.FOLDER / "mag-tiny", tmp_path / "package" / "mag-tiny")
+    monkeypatch.setattr(checkpoints, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(checkpoints, "FOLDER", tmp_path / "package")
+    monkeypatch.setattr(checkpoints, "locate", lambda name: tmp_path / "package" / name.removeprefix("neuralmem/"))
+    before = json.loads((package / "made.json").read_text())
+    question = next(q for q in checkpoints.QUESTIONS if q.name == "overwrite")
+    del before["scores"]["overwrite"]
+    (package / "made.json").write_text(json.dumps(before))
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(checkpoints, "call", lambda *words: asked.append(words))
+    monkeypatch.setattr(
+        checkpoints, "QUESTIONS", [q for q in checkpoints.QUESTIONS if q.name in ("overwrite", "needle_16k")]
+    )
+    checkpoints.ask("mag-tiny")
+    assert [words[1] for words in asked] == ["overwrite"]
+    out = tmp_path / "runs" / "mag-tiny" / "overwrite"
+    out.mkdir(parents=True)
+    (out / "machine.json").write_text('{"commit": "c", "ended": "e"}')
+    (out / "overwrite.jsonl").write_text(json.dumps({"ckpt_sha256": before["weights_sha256"]}) + "\n")
+    (out / question.table).write_text("updates,accuracy\n0,1.0\n")
+    checkpoints.ship("mag-tiny")
+    after = json.loads((package / "made.json").read_text())
+    assert after["scores"].pop("overwrite")["lines"] == [{"updates": "0", "accuracy": "1.0"}]
+    assert after["scores"] == {"needle_16k": before["scores"]["needle_16k"]}
+    assert {**after, "scores": 0} == {**before, "scores": 0}
 
 
 def test_a_models_beginning_is_written_down(load: Any) -> None:
