@@ -1,7 +1,7 @@
 """The long tests, run and written down: which there are, how each case ended and how long it took.
 
-`make soak` is this. A selection leaves the results of other tests as they were; every row names its commit. What ran
-before an interrupt is kept too.
+`make soak` is this. A case is written down when it is over, so what ran before the run was stopped is kept; those that
+did not run stay as they were. Every row names its commit.
 
 Run: python benchmarks/soak.py                 all of them: one to two hours on two cores
      python benchmarks/soak.py -- -k kill      what pytest selects
@@ -31,33 +31,39 @@ Row = dict[str, Any]
 
 
 class Recorder:
-    """A plugin of pytest that keeps what became of every case."""
+    """A plugin of pytest that writes down what became of every case as soon as it is over.
 
-    def __init__(self) -> None:
-        self.cases: dict[str, Row] = {}
+    Args:
+        rows: of earlier runs, by test
+        about: what every new row says: commit and day
+    """
+
+    def __init__(self, rows: dict[str, Row], about: Row) -> None:
+        self.rows, self.about = rows, about
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        case = self.cases.setdefault(report.nodeid, {"outcome": "passed", "seconds": 0.0})
+        if report.when == "setup":
+            self.rows[report.nodeid] = {"test": report.nodeid, "outcome": "passed", "seconds": 0.0, **self.about}
+        case = self.rows[report.nodeid]
         case["outcome"] = max(case["outcome"], report.outcome, key=WORST.index)
         case["seconds"] = round(case["seconds"] + report.duration, 2)
         if report.when == "call" and report.user_properties:
             case["measured"] = dict(report.user_properties)
         if report.skipped and isinstance(report.longrepr, tuple):
             case["reason"] = report.longrepr[-1].removeprefix("Skipped: ")
+        if report.when == "teardown":
+            write("soak", [self.rows[name] for name in sorted(self.rows)])
 
 
 def run(jobs: int, selection: Sequence[str]) -> int:
-    """Run them, write down what came out; -> pytest's exit code."""
+    """Run them; -> pytest's exit code."""
     os.chdir(ROOT)
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # as `make test`
-    recorder, before = Recorder(), machine()
+    today = datetime.now(UTC).strftime("%Y-%m-%d")
+    recorder = Recorder(_before(), {"commit": machine()["commit"], "ended": today})
     arguments = ["-q", "-m", "soak", "-n", str(jobs), "--dist", "worksteal", *selection]
     code = pytest.main(arguments, plugins=[recorder])
-    when = {"commit": before["commit"], "ended": datetime.now(UTC).strftime("%Y-%m-%d")}
-    rows = {} if code == 0 and not selection else _before()
-    rows |= {name: {"test": name, **case, **when} for name, case in recorder.cases.items()}
-    if recorder.cases:
-        print(write("soak", [rows[name] for name in sorted(rows)]))
+    print(place("soak"))
     return int(code)
 
 

@@ -261,19 +261,22 @@ def test_a_mac_made_of_a_mag_remembers_at_once(load: Any, tmp_path: Path) -> Non
     assert "one must be titans_mag" in none.stderr
 
 
-def test_a_long_test_is_as_bad_as_its_worst_part(load: Any) -> None:
-    soak = load("soak")
-    recorder = soak.Recorder()
-    report = pytest.TestReport("a.py::test_it[one]", ("a.py", 1, ""), {}, "passed", None, "setup", duration=1.0)
-    for outcome in ("passed", "failed", "passed"):
-        report.outcome = outcome  # type: ignore[assignment]
-        recorder.pytest_runtest_logreport(report)
-    skipped = pytest.TestReport(
-        "a.py::test_it[two]", ("a.py", 1, ""), {}, "skipped", ("a.py", 1, "Skipped: why"), "setup"
-    )
-    recorder.pytest_runtest_logreport(skipped)
-    one, two = recorder.cases.values()
-    assert (one["outcome"], one["seconds"], two["outcome"], two["reason"]) == ("failed", 3.0, "skipped", "why")
-    rows = [{"test": name, **case} for name, case in recorder.cases.items()]
-    line = soak.table(rows).splitlines()[-1]
+def test_a_long_test_is_as_bad_as_its_worst_part_and_written_down_at_once(
+    load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soak, written = load("soak"), []
+    monkeypatch.setattr(soak, "write", lambda name, rows: written.append([dict(row) for row in rows]))
+    recorder = soak.Recorder({"old": {"test": "old[1]", "outcome": "passed", "seconds": 5.0}}, {"commit": "c"})
+    failing = [("setup", "passed"), ("call", "failed"), ("teardown", "passed")]
+    skipped = [("setup", "skipped"), ("teardown", "passed")]
+    for name, parts in (("a.py::test_it[one]", failing), ("a.py::test_it[two]", skipped)):
+        for when, outcome in parts:
+            reason = ("a.py", 1, "Skipped: why") if outcome == "skipped" else None
+            given = (name, ("a.py", 1, ""), {}, outcome, reason, when)
+            recorder.pytest_runtest_logreport(pytest.TestReport(*given, duration=1.0))  # type: ignore[arg-type]
+    assert [len(rows) for rows in written] == [2, 3]
+    one, two, old = written[-1]
+    assert (one["outcome"], one["seconds"], one["commit"]) == ("failed", 3.0, "c")
+    assert (two["outcome"], two["reason"], old["seconds"]) == ("skipped", "why", 5.0)
+    line = soak.table([one, two]).splitlines()[-1]
     assert line == "| it (`a.py`) | 2 | 0 | failed: one; skipped: two why | 3 s |"

@@ -3,13 +3,15 @@
 Special: watched piece by piece, from the outside; a trend is what a straight line through the last half says, since
 a memory fills at first. The norm of a memory that reads one or two tokens over and over wanders between 2 and 19
 without end: such a line is never level, and whether it is a trend is told by how far the means of blocks lie from it.
-Time is that of the processor, which does not count who else uses the machine.
+Time is that of the processor, over that of a piece of work that is always the same: who else uses the machine and its
+caches slows both.
 """
 
 import ctypes
 import resource
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -34,6 +36,15 @@ def resident_bytes() -> int | None:
     return int(STATM.read_text().split()[1]) * resource.getpagesize() if STATM.exists() else None
 
 
+def same_work() -> float:
+    """Seconds of the processor for some products of matrices, a few milliseconds."""
+    start = time.process_time()
+    x = torch.full((128, 128), 1 / 128)
+    for _ in range(30):
+        x = x @ x
+    return time.process_time() - start
+
+
 class Watch:
     """Sees the state after every piece of a stream of several rows."""
 
@@ -41,11 +52,11 @@ class Watch:
         self.norms: list[Tensor] = []  # Float [rows] each
         self.sizes: list[int] = []
         self.held: list[int] = []
-        self.seconds: list[float] = []
+        self.times: list[float] = []  # of a piece, in times of `same_work`
         self.since = time.process_time()
 
     def see(self, state: State) -> None:
-        self.seconds.append(time.process_time() - self.since)
+        self.times.append((time.process_time() - self.since) / same_work())
         self.norms.append(norm_of(state))
         self.sizes.append(state.nbytes)
         if len(self.norms) % EVERY == 0 and (held := resident_bytes()) is not None:
@@ -71,15 +82,14 @@ class Watch:
 
     def found(self) -> dict[str, Any]:
         """What was seen: drift of each row's norm and how clear it is, time of the last quarter over that of the second
-        (the fastest pieces; 5/3 if it grew from once to three times), bytes by which the process grew in the last half.
-        """
+        (medians; 11/7 if it grew from once to three times), bytes by which the process grew in the last half."""
         half, quarter, middle = len(self.sizes) // 2, len(self.sizes) // 4, len(self.held) // 2
         return {
             "tokens_of_a_row": len(self.sizes) * PIECE,
             "state_bytes": sorted(set(self.sizes[1:])),
             "drift": [round(x, 4) for x in self.trend().tolist()],
             "clearness": [round(x, 2) for x in self.clearness().tolist()],
-            "slower": round(min(self.seconds[-quarter:]) / min(self.seconds[quarter:half]), 3),
+            "slower": round(median(self.times[-quarter:]) / median(self.times[quarter:half]), 3),
             "grown": max(self.held[middle:], default=0) - max(self.held[:middle], default=0),
         }
 

@@ -10,10 +10,10 @@ ALLOWED = {"drift": (0.05,), "slower": 1.3, "grown": 4 * MIB}
 
 
 def watch(**series: torch.Tensor) -> Watch:
-    """A stream whose norm, seconds, state and process were these, by piece."""
+    """A stream whose norm, times, state and process were these, by piece."""
     seen, level = Watch(), torch.ones(PIECES)
     seen.norms = list(series.get("norm", level)[:, None].double())
-    seen.seconds = series.get("seconds", level).tolist()
+    seen.times = series.get("times", level).tolist()
     seen.sizes = series.get("size", 64 * level).int().tolist()
     seen.held = series.get("held", 1000 * MIB * level)[::EVERY].int().tolist()
     return seen
@@ -41,11 +41,11 @@ def test_what_is_steady_passes() -> None:
     [
         {"norm": ramp(1.2)},
         {"norm": 1 / ramp(1.2)},
-        {"seconds": ramp(3)},
+        {"times": ramp(3)},
         {"size": 64 * ramp(2)},
         {"held": 1000 * MIB * torch.ones(PIECES) + ramp(10) * MIB},
     ],
-    ids=["norm", "norm that fades", "seconds", "state", "process"],
+    ids=["norm", "norm that fades", "time", "state", "process"],
 )
 def test_what_grows_does_not(series: dict[str, torch.Tensor]) -> None:
     with pytest.raises(AssertionError):

@@ -63,6 +63,18 @@ def test_what_the_text_told_is_said_far_beyond_reach_and_only_with_the_memory(na
     assert said["frozen"] != f" {value}"
 
 
+@pytest.mark.parametrize(("key", "value"), [("harbour", "4711"), ("window", "0815"), ("string", "2718")])
+def test_the_control_has_learned_to_recall_and_only_what_its_window_shows(key: str, value: str) -> None:
+    model, tokenizer = nm.load("neuralmem/window-tiny")
+    assert tokenizer is not None
+    said = {
+        length: nm.generate(model, tokenizer, f"@{key} {value}\n{haystack_text(length)}\n@{key}", max_tokens=5)
+        for length in (30, 4096)
+    }
+    assert said[30] == f" {value}"
+    assert said[4096] != f" {value}"
+
+
 def test_the_tables_are_made_from_the_shipped_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     tables = importlib.import_module("checkpoint_tables")
