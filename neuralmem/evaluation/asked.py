@@ -14,32 +14,31 @@ from neuralmem import durable
 from neuralmem.errors import UserError
 from neuralmem.evaluation.niah import Settings
 from neuralmem.evaluation.prompts import find_task
-from neuralmem.evaluation.rows import Row
+from neuralmem.evaluation.rows import Row, Subject
 
 FILE = "settings.json"
 
 
 @dataclass(frozen=True)
 class Respondent:
-    """Whom a run asked, as its rows name it.
+    """Whom a run asked.
 
     Args:
         name, series: in the table of baselines; see `comparison.Contender`
-        ckpt_sha256, reach, baseline: as in rows
+        subject: as its rows name it
         ablations: under which
     """
 
     name: str
     series: str
-    ckpt_sha256: str
-    reach: int
-    baseline: str
+    subject: Subject
     ablations: tuple[str, ...]
 
     def said(self, row: Row) -> bool:
         """Whether a row is of it, whatever it was asked."""
-        who = row.ckpt_sha256, row.baseline
-        return who == (self.ckpt_sha256, self.baseline) and row.ablation in self.ablations
+        of_both = ("ckpt_sha256", "chunk_size_eval", "dtype", "baseline")  # as in `Row.identity`
+        same = all(getattr(row, name) == getattr(self.subject, name) for name in of_both)
+        return same and row.ablation in self.ablations
 
 
 @dataclass(frozen=True)
@@ -84,23 +83,25 @@ def read_runs(out: Path) -> list[NeedleRun]:
     path = out / FILE
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
-        if "tasks" in given and "asked" not in given:
-            raise UserError(
-                f"--out has {path}, which does not say who was asked, as those of earlier versions; give the command "
-                "that made it again, which asks nothing twice"
-            )
-        return [_run(one) for one in (given, *given.get("earlier", ()))]
+        runs = [given, *given.get("earlier", ())]
+        silent = "tasks" in given and not all("asked" in one for one in runs)
+        found = [] if silent else [_run(one) for one in runs]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"--out has {path}, which is no settings of eval.py niah: {reason}") from None
+    if silent:
+        raise UserError(
+            f"--out has {path}, which does not say who was asked, as those of earlier versions; give all commands that "
+            "made it again, which asks nothing twice"
+        )
+    return found
 
 
 def _run(given: Mapping[str, Any]) -> NeedleRun:
     values = _values(Settings, given)
     values["tasks"] = tuple(find_task(task["name"]) for task in given["tasks"])
-    return NeedleRun(
-        Settings(**values), tuple(Respondent(**_values(Respondent, one)) for one in given["asked"]), given["table"]
-    )
+    asked = [_values(Respondent, one) | {"subject": Subject(**one["subject"])} for one in given["asked"]]
+    return NeedleRun(Settings(**values), tuple(Respondent(**one) for one in asked), given["table"])
 
 
 def _values(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:

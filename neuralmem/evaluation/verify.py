@@ -16,7 +16,7 @@ from neuralmem.evaluation import rows as store
 from neuralmem.evaluation.asked import NeedleRun, Respondent
 from neuralmem.evaluation.comparison import by_ablation, to_rows
 from neuralmem.evaluation.comparison import compare as side_by_side
-from neuralmem.evaluation.niah import cells, depth_of
+from neuralmem.evaluation.niah import Settings, cells, depth_of
 from neuralmem.evaluation.prompts import TASKS
 from neuralmem.evaluation.recall import TrainingData
 from neuralmem.evaluation.replay import compare
@@ -65,19 +65,19 @@ def differences(
         )
     if len(strangers) == len(rows):
         return
-    asked = [one for run in runs for one in run.asked]
-    others = {one.ckpt_sha256 for run in runs for one in run.asked if one.ckpt_sha256 != run.asked[0].ckpt_sha256}
+    stated = {one.subject.ckpt_sha256: one.subject.reach for run in runs for one in run.asked}
+    others = stated.keys() - {run.asked[0].subject.ckpt_sha256 for run in runs}
     own = [row for row in rows if row.ckpt_sha256 not in others]
     for name, count in Counter(row.ckpt_sha256 for row in own if row.ckpt_sha256 != weights).items():
         yield f"checkpoint: {count} of {len(rows)} rows have ckpt_sha256 {name}, the checkpoint's is {weights}"
-    stated = {one.ckpt_sha256: one.reach for one in asked} | {weights: reach}
+    stated[weights] = reach
     for other, count in Counter(row.reach for row in rows if row.reach != stated.get(row.ckpt_sha256, reach)).items():
         yield f"reach: {count} of {len(rows)} rows have reach {other}, the checkpoint's model states {reach}"
     prompts = _Prompts(rows, runs, tokenizer, training)
     unknown: list[Row] = []
     for row in rows:
-        by_stranger = row.ckpt_sha256 in stated and not any(one.said(row) for one in asked)
-        if _place(row) not in prompts.made or by_stranger:
+        # Rows of weights that nobody knows are said above to be that.
+        if not prompts.asks(row) if row.ckpt_sha256 in stated else _place(row) not in prompts.made:
             unknown.append(row)
         elif row.tokenizer_sha256 == fingerprint:
             yield from _compare(row, prompts.of(row))
@@ -101,6 +101,7 @@ class _Prompts:
 
     Attributes:
         made: by place and hash, fields by reach; runs with other depths have other prompts in the same place
+        whom: who was asked them, by place
         last: the hash of the last run's prompt in its places
     """
 
@@ -108,10 +109,13 @@ class _Prompts:
         self, rows: Sequence[Row], runs: Sequence[NeedleRun], tokenizer: TokenizerLike, training: TrainingData
     ) -> None:
         self.made: dict[Place, dict[str, dict[int, dict[str, Any]]]] = {}
+        self.whom: dict[Place, list[Respondent]] = {}
         self.last: dict[Place, str] = {}
         reaches, asked = {row.reach for row in rows}, {_question(_place(row)) for row in rows}
-        last = runs[0].settings
-        for one in (run.settings for run in runs):
+        last, respondents = runs[0].settings, dict[Settings, list[Respondent]]()
+        for run in runs:  # several may have asked the same
+            respondents.setdefault(run.settings, []).extend(run.asked)
+        for one, whom in respondents.items():
             for cell, build in cells(one, tokenizer, training):
                 if one is not last and (cell.task.name, cell.protocol, cell.length, one.seed) not in asked:
                     continue
@@ -119,9 +123,14 @@ class _Prompts:
                     sample = build(number, depth_of(one, number), cell.random(number))
                     place = (cell.task.name, cell.protocol, sample.haystack, cell.length, one.seed, number)
                     sha256 = sample.rope.sha256()
+                    self.whom.setdefault(place, []).extend(whom)
                     self.made.setdefault(place, {})[sha256] = {r: store.facts(sample, r) for r in reaches}
                     if one is last:
                         self.last[place] = sha256
+
+    def asks(self, row: Row) -> bool:
+        """Whether a run asked what a row answers, and the one who answers."""
+        return any(one.said(row) for one in self.whom.get(_place(row), ()))
 
     def of(self, row: Row) -> dict[str, Any]:
         """What a row's fields must be: those of the prompt that has its hash, else of one in its place."""
@@ -141,21 +150,24 @@ class _Prompts:
 
     def missing(self, rows: Sequence[Row], run: NeedleRun) -> Iterator[str]:
         """Rows that the last run must have left."""
-        there = {(_place(row), row.ablation, row.ckpt_sha256, row.baseline) for row in self.of_last(rows)}
+        rows = self.of_last(rows)
+        there = [{(_place(row), row.ablation) for row in rows if one.said(row)} for one in run.asked]
         for place in self.last:
-            for one in run.asked:
+            for one, own in zip(run.asked, there, strict=True):
                 for ablation in one.ablations:
-                    if (place, ablation, one.ckpt_sha256, one.baseline) not in there:
+                    if (place, ablation) not in own:
                         yield f"{_name(place, ablation)}{_other(one, run)}: missing"
 
 
 def _other(one: Respondent, run: NeedleRun) -> str:
     """Who was asked, where that is not the checkpoint itself."""
-    return "" if one is run.asked[0] and not one.baseline else f" with {one.baseline or one.name}"
+    baseline = one.subject.baseline
+    return "" if one is run.asked[0] and not baseline else f" with {baseline or one.name}"
 
 
 def _table(rows: Sequence[Row], run: NeedleRun, path: Path) -> Iterator[str]:
-    """How the table of a run differs from that of its rows; a run that was stopped has none."""
+    """How the table of a run differs from that of its rows. Not looked at while somebody has said nothing: a run that
+    was stopped has none, or that of an earlier one."""
     said = [(one, _in_order(rows, one)) for one in run.asked]
     if not path.is_file() or not all(own for _, own in said):
         return

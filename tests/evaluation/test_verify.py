@@ -11,9 +11,8 @@ import torch
 
 from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
 from neuralmem.durable import manifest
-from neuralmem.evaluation.asked import NeedleRun, read_runs, write_runs
+from neuralmem.evaluation.asked import NeedleRun, Respondent, read_runs, write_runs
 from neuralmem.evaluation.cli import main
-from neuralmem.evaluation.commands.niah import respondent
 from neuralmem.evaluation.niah import Settings, run
 from neuralmem.evaluation.prompts import find_task
 from neuralmem.evaluation.reader import Reader
@@ -32,7 +31,8 @@ Rows = list[dict[str, Any]]
 
 def write_settings(out: Path, settings: Settings, subject: Subject) -> None:
     """What eval.py niah says of itself before it asks."""
-    write_runs(out, NeedleRun(settings, (respondent("tiny", "tiny", subject, settings),), "table.csv"), None)
+    whom = Respondent("tiny", "tiny", subject, settings.ablations)
+    write_runs(out, NeedleRun(settings, (whom,), "table.csv"), None)
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +156,32 @@ def test_a_later_run_with_fewer_controls_has_a_table_of_its_own(
     assert "reset: not of settings.json, as 1 rows in all" in capsys.readouterr().out
 
 
+def test_another_dtype_is_another_respondent(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rows of one do not stand in for those of the other, nor get into its table; nor does a control of another
+    task."""
+    oracle, out = Oracle(300), tmp_path / "niah"
+    weights = fingerprint(json.loads(manifest(written) or b"{}")["files"])
+    single = Subject(300, oracle.tokenizer.fingerprint, weights, 64, 64, "float32", "cpu")
+    plain = Settings((find_task("s-niah-n"),), (1200,), samples=(2,), haystacks=("grammar",))
+    other = replace(plain, tasks=(find_task("fwe"),), ablations=("none", "off"))
+    for settings, subject in ((other, single), (plain, single), (plain, replace(single, dtype="bfloat16"))):
+        write_settings(out, settings, subject)
+        found = run(settings, Reader(oracle, oracle.tokenizer), subject, out, read_training_data(written))
+    (out / "table.csv").write_text(to_csv(by_depth(found, settings.grid)))
+    arguments = ["verify", "--out", str(out), "--checkpoint", str(written)]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == "8 rows: prompts, counts and scores are what they must be\n"
+    *others, last = (out / "rows.jsonl").read_text().splitlines()
+    (out / "rows.jsonl").write_text("\n".join(others) + "\n")
+    assert main(arguments) == 1
+    assert "sample 1 none: missing" in capsys.readouterr().out
+    (out / "rows.jsonl").write_text(
+        "\n".join([*others, last, json.dumps(json.loads(last) | {"ablation": "off"})]) + "\n"
+    )
+    assert main(arguments) == 1
+    assert "off: not of settings.json, as 1 rows in all" in capsys.readouterr().out
+
+
 def test_settings_that_come_again_stand_once(tmp_path: Path) -> None:
     first = Settings((find_task("s-niah-n"),), (1200,), samples=(3,))
     subject = Subject(300, "t", "c", 64, 64, "float32", "cpu")
@@ -163,7 +189,7 @@ def test_settings_that_come_again_stand_once(tmp_path: Path) -> None:
         write_settings(tmp_path, settings, subject)
     assert [one.settings.samples for one in read_runs(tmp_path)] == [(3,), (5,)]
     write_settings(tmp_path, first, replace(subject, baseline="bm25"))
-    assert [(one.settings.samples, one.asked[0].baseline) for one in read_runs(tmp_path)] == [
+    assert [(one.settings.samples, one.asked[0].subject.baseline) for one in read_runs(tmp_path)] == [
         ((3,), "bm25"),
         ((5,), ""),
         ((3,), ""),
@@ -197,7 +223,10 @@ def test_the_checkpoint_is_the_one_that_the_command_named(
     [
         (lambda folder: (folder / "settings.json").unlink(), "which has no settings.json"),
         (lambda folder: (folder / "settings.json").write_text('{"asked": 3}'), "which is no settings of eval.py niah"),
-        (lambda folder: (folder / "settings.json").write_text('{"tasks": []}'), "which does not say who was asked"),
+        (
+            lambda folder: (folder / "settings.json").write_text('{"tasks": []}'),
+            "settings.json, which does not say who was asked",
+        ),
         (lambda folder: (folder / "rows.jsonl").write_text('{"a": 1}\n'), "whose line 1 is not a result row"),
         (lambda folder: (folder / "rows.jsonl").unlink(), "which has no rows.jsonl"),
     ],
@@ -214,6 +243,7 @@ def test_folders_of_something_else_are_refused(
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error
+    assert error.count("--out") == 1
     assert error.count("\n") == 1
 
 

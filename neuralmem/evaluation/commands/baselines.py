@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from neuralmem.errors import UserError
-from neuralmem.evaluation.asked import NeedleRun, write_runs
+from neuralmem.evaluation.asked import NeedleRun, Respondent, write_runs
 from neuralmem.evaluation.baseline import add_baseline_options, choose, names, open_baseline
 from neuralmem.evaluation.bookmark import UNFINISHED, Bookmark
 from neuralmem.evaluation.commands import niah
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
         bookmark = Bookmark(out / UNFINISHED)
         asked = list(entrants(options, settings, opened, others, advance, bookmark))
         refuse_long_questions(asked, settings, opened, training)
-        everyone = tuple(niah.respondent(one.name, one.series, one.subject, one.settings) for one in asked)
+        everyone = tuple(Respondent(one.name, one.series, one.subject, one.settings.ablations) for one in asked)
         this = NeedleRun(settings, everyone, "baselines.csv")
         for entrant in asked:
             rows = run_needles(entrant.settings, entrant.reader, entrant.subject, out, training, begin)

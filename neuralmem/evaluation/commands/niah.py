@@ -39,7 +39,6 @@ from neuralmem.evaluation.opened import add_common_options, check_positive, one_
 from neuralmem.evaluation.prompts import find_task
 from neuralmem.evaluation.reader import ABLATIONS, Reader
 from neuralmem.evaluation.recall import TrainingData, read_training_data
-from neuralmem.evaluation.rows import Subject
 from neuralmem.evaluation.screen import progress_bar
 from neuralmem.evaluation.summary import by_depth, summarise
 from neuralmem.evaluation.tables import write_csv
@@ -112,7 +111,8 @@ def run(options: argparse.Namespace) -> None:
     with progress_bar() as (plan, advance):
 
         def begin(tokens: int) -> None:
-            write_runs(out, NeedleRun(settings, (respondent(name, name, subject, settings),), "table.csv"), measured)
+            whom = Respondent(name, name, subject, settings.ablations)
+            write_runs(out, NeedleRun(settings, (whom,), "table.csv"), measured)
             plan(tokens)
 
         segment, bookmark = model.config.attention.segment, Bookmark(out / UNFINISHED)
@@ -131,11 +131,6 @@ def run(options: argparse.Namespace) -> None:
     table = write_csv(out / "table.csv", by_depth(rows, settings.grid))
     for path in [out / "rows.jsonl", table, *write_heatmaps(rows, settings.grid, out, name)]:
         print(path)
-
-
-def respondent(name: str, series: str, subject: Subject, settings: Settings) -> Respondent:
-    """Who is asked, as settings.json says it."""
-    return Respondent(name, series, subject.ckpt_sha256, subject.reach, subject.baseline, settings.ablations)
 
 
 def make_settings(options: argparse.Namespace, training: TrainingData) -> Settings:
