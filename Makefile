@@ -59,11 +59,11 @@ demo-baseline: $(READY) $(NATIVE) ## the same with a sliding-window Transformer 
 	$(RUN) train.py --config configs/quickstart_baseline.yaml
 	$(RUN) eval.py niah --checkpoint runs/quickstart_baseline
 
-test: $(READY) $(NATIVE) ## run the tests (about thirteen minutes on two cores)
+test: $(READY) $(NATIVE) ## run the tests (11 to 21 minutes on the two cores that it was tried on)
 	$(PYTEST) -n $(JOBS) --dist worksteal
 
 soak: $(READY) $(NATIVE) ## run the long tests, and write down what came out
-	$(RUN) benchmarks/soak.py --jobs $(JOBS)
+	$(ONE_THREAD) $(RUN) benchmarks/soak.py --jobs $(JOBS)
 
 test-gpu: native-cuda ## run the tests that need a CUDA device (and torch, pytest, einops, safetensors only)
 	NEURALMEM_REQUIRE_GPU=1 $(PYTEST) -m gpu -rs -W "ignore:Failed to initialize NumPy" tests/ops tests/native

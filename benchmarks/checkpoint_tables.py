@@ -4,10 +4,11 @@ Run by checkpoints.py, `--step docs`.
 """
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from record import fill
 
 from neuralmem.models.checkpoint import load
 from neuralmem.models.pretrained import FOLDER
@@ -169,11 +170,10 @@ def shipped() -> dict[str, dict[str, Any]]:
 
 def update_docs() -> None:
     """Put the tables between the markers of the README and of the page."""
-    _put(ROOT / "README.md", compare(ROWS))
-    _put(ROOT / "docs" / "baselines.md", side_by_side())
-    _put(ROOT / "docs" / "checkpoints.md", f"{about()}\n\n{compare(ROWS | CONTROL_ROWS | MORE_ROWS)}")
-
-
-def _put(path: Path, tables: str) -> None:
-    marked = r"(<!-- checkpoints:start -->\n).*?(<!-- checkpoints:end -->)"
-    path.write_text(re.sub(marked, lambda m: f"{m[1]}{tables}\n{m[2]}", path.read_text(), flags=re.DOTALL))
+    pages = {
+        "README.md": compare(ROWS),
+        "docs/baselines.md": side_by_side(),
+        "docs/checkpoints.md": f"{about()}\n\n{compare(ROWS | CONTROL_ROWS | MORE_ROWS)}",
+    }
+    for page, tables in pages.items():
+        fill(ROOT / page, "checkpoints", f"{tables}\n")

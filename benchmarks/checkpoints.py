@@ -160,10 +160,23 @@ def options_of(part: str) -> tuple[str, ...]:
     return "--config", str(config_of(part).relative_to(ROOT)), "--run", str((RUNS / part).relative_to(ROOT))
 
 
+def is_there(name: str) -> bool:
+    """Whether a model's last run has begun here, or the model is shipped."""
+    return (RUNS / name / "config.yaml").is_file() or (FOLDER / name).is_dir()
+
+
 def place_of(name: str) -> Path:
-    """Where a model is: its run, or the package where the run is gone."""
+    """Where a model is: its run, or the package where the run is gone.
+
+    Raises:
+        SystemExit: its run has no model yet.
+    """
     run = RUNS / name
-    return run if (run / "model.safetensors").is_file() else locate(f"neuralmem/{name}")
+    if not (run / "config.yaml").is_file():
+        return FOLDER / name
+    if not (run / "model.safetensors").is_file():
+        raise SystemExit(f"{run} has no model yet; go on with --step train")
+    return run
 
 
 def command_of(question: Question, name: str) -> str:
@@ -216,13 +229,13 @@ def ship(name: str) -> None:
         config, resolved = (yaml.safe_load(file.read_text()) for file in (config_of(part), RUNS / part / "config.yaml"))
         if problems := unlike(config, resolved):
             raise SystemExit(f"{config_of(part)} is not what made {RUNS / part}: {problems[0]}")
-    run = RUNS / name
+    run, about = RUNS / name, made(name)  # before what was shipped is removed: its scores may be of these weights
     model, tokenizer = load(run)
     shutil.rmtree(folder, ignore_errors=True)
     save(folder, model, tokenizer, data=json.loads((run / "data.json").read_text()))
     for part in parts(name):
         shutil.copy(config_of(part), folder / f"config{part.removeprefix(name)}.yaml")
-    (folder / "made.json").write_text(json.dumps(made(name), indent=1) + "\n")
+    (folder / "made.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
 def made(name: str) -> dict[str, Any]:
@@ -318,9 +331,14 @@ def main() -> None:
         parser.error(f"no model {wrong[0]!r}; there are {', '.join(MODELS)}")
     steps = options.step or STEPS
     for name in options.models or MODELS:  # whole before the next, which may begin with it
-        for step in steps:
-            if step != "docs":
-                {"train": train, "ask": ask, "ship": ship}[step](name)
+        if "train" in steps:
+            train(name)
+        if not is_there(name):
+            print(f"{name}: neither trained nor shipped")
+            continue
+        for step in (ask, ship):
+            if step.__name__ in steps:
+                step(name)
     if "docs" in steps:
         update_docs()
 

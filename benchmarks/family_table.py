@@ -1,18 +1,15 @@
 """The results of family.py as one table and one plot: docs/family.md and its picture, made of nothing else."""
 
 import json
-import re
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from record import RESULTS
+from record import RESULTS, fill
 
 DOCS = Path(__file__).parent.parent / "docs" / "family.md"
 PICTURE = DOCS.parent / "images" / "family.png"
-MARKED = re.compile(r"(<!-- results:start -->\n).*?(<!-- results:end -->)", re.DOTALL)
-MARKED_HOPE = re.compile(r"(<!-- hope:start -->\n).*?(<!-- hope:end -->)", re.DOTALL)
 CHANCE = 1 / 64  # a value guessed
 
 Row = dict[str, Any]
@@ -41,7 +38,7 @@ def update_docs() -> None:
     if parts and DOCS.exists():
         picture = "![recall over the gap, member by member](images/family.png)\n"
         text = "\n".join([*parts, picture])
-        DOCS.write_text(MARKED.sub(lambda marks: marks[1] + "\n" + text + "\n" + marks[2], DOCS.read_text()))
+        fill(DOCS, "results", f"\n{text}\n")
         draw(found[-1]["rows"]).savefig(PICTURE, dpi=150)
 
 
@@ -50,7 +47,7 @@ def update_hope() -> None:
     found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*/hope.json"))]
     if found and DOCS.exists():
         text = "\n".join(f"{provenance(one)}\n\n{hope_tables(one['rows'])}\n" for one in found)
-        DOCS.write_text(MARKED_HOPE.sub(lambda marks: marks[1] + "\n" + text + "\n" + marks[2], DOCS.read_text()))
+        fill(DOCS, "hope", f"\n{text}\n")
 
 
 def hope_tables(rows: list[Row]) -> str:

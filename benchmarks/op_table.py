@@ -1,16 +1,14 @@
 """Results of op.py as Markdown, and docs/benchmarks.md, which is made of results/*/op.json and nothing else."""
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from record import RESULTS
+from record import RESULTS, fill
 
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-MARKED = re.compile(r"(<!-- results:start -->\n).*?(<!-- results:end -->)", re.DOTALL)
 PEER = "titans-pytorch"  # what ratios are of
 MODES = ("forward", "forward+backward")
 
@@ -173,4 +171,4 @@ def page(path: Path) -> str:
 def update_docs(docs: Path = DOCS) -> None:
     """Put every machine's results between the markers."""
     pages = [page(path) for path in sorted(RESULTS.glob("*/op.json"))]
-    docs.write_text(MARKED.sub(lambda m: m[1] + "".join(f"\n{one}\n" for one in pages) + m[2], docs.read_text()))
+    fill(docs, "results", "".join(f"\n{one}\n" for one in pages))

@@ -8,7 +8,6 @@ Run: python benchmarks/quickstart.py                  train, evaluate, write the
 import argparse
 import csv
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from record import write
+from record import fill, write
 
 from neuralmem.evaluation.summary import CONTROLS
 
@@ -106,9 +105,7 @@ Source: `{path.relative_to(ROOT)}`."""
 
 def update_readme(path: Path) -> None:
     """Put the results between the README's markers."""
-    readme = ROOT / "README.md"
-    marked = r"(<!-- results:start -->\n).*?(\n<!-- results:end -->)"
-    readme.write_text(re.sub(marked, lambda m: m[1] + section(path) + m[2], readme.read_text(), flags=re.DOTALL))
+    fill(ROOT / "README.md", "results", f"{section(path)}\n")
 
 
 def main() -> None:

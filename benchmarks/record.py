@@ -57,6 +57,20 @@ def place(name: str) -> Path:
     return RESULTS / re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-") / f"{name}.json"
 
 
+def fill(page: Path, name: str, text: str) -> None:
+    """Put text between `<!-- NAME:start -->` and `<!-- NAME:end -->` of a page.
+
+    Raises:
+        ValueError: the page does not have these marks once.
+    """
+    start, end = (f"<!-- {name}:{side} -->" for side in ("start", "end"))
+    before, found, rest = page.read_text().partition(f"{start}\n")
+    _, closed, after = rest.partition(end)
+    if not (found and closed) or start in after or end in after:
+        raise ValueError(f"{page} does not have {start} and {end} once")
+    page.write_text(f"{before}{found}{text}{closed}{after}")
+
+
 def write(name: str, rows: list[dict[str, Any]], path: Path | None = None) -> Path:
     """Write rows to `place(name)`, or to `path`, and return where they are."""
     path = path or place(name)

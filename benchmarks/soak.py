@@ -1,9 +1,9 @@
 """The long tests, run and written down: which there are, how each case ended and how long it took.
 
 `make soak` is this. A case is written down when it is over, so what ran before the run was stopped is kept; those that
-did not run stay as they were. Every row names its commit.
+did not run stay as they were, until a whole run has ended without them. Every row names its commit.
 
-Run: python benchmarks/soak.py                 all of them: one to two hours on two cores
+Run: python benchmarks/soak.py                 all of them: hours
      python benchmarks/soak.py -- -k kill      what pytest selects
      python benchmarks/soak.py --docs          only the table in docs/training.md
 """
@@ -11,7 +11,6 @@ Run: python benchmarks/soak.py                 all of them: one to two hours on 
 import argparse
 import json
 import os
-import re
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from record import RESULTS, machine, place, write
+from record import RESULTS, fill, machine, place, write
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs" / "training.md"
-MARKED = re.compile(r"(<!-- soak:start -->\n).*?(<!-- soak:end -->)", re.DOTALL)
+DIED = "???"  # the one report of xdist when a test took its process down
 WORST = ("passed", "skipped", "failed")  # of set-up, call and tear-down
 
 Row = dict[str, Any]
@@ -40,9 +39,11 @@ class Recorder:
 
     def __init__(self, rows: dict[str, Row], about: Row) -> None:
         self.rows, self.about = rows, about
+        self.seen: set[str] = set()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "setup":
+        if report.when in ("setup", DIED):
+            self.seen.add(report.nodeid)
             self.rows[report.nodeid] = {"test": report.nodeid, "outcome": "passed", "seconds": 0.0, **self.about}
         case = self.rows[report.nodeid]
         case["outcome"] = max(case["outcome"], report.outcome, key=WORST.index)
@@ -51,18 +52,27 @@ class Recorder:
             case["measured"] = dict(report.user_properties)
         if report.skipped and isinstance(report.longrepr, tuple):
             case["reason"] = report.longrepr[-1].removeprefix("Skipped: ")
-        if report.when == "teardown":
-            write("soak", [self.rows[name] for name in sorted(self.rows)])
+        if report.when in ("teardown", DIED):
+            self.save()
+
+    def forget(self) -> None:
+        """Drop what this run has not seen: tests that are no more."""
+        self.rows = {name: row for name, row in self.rows.items() if name in self.seen}
+        self.save()
+
+    def save(self) -> None:
+        write("soak", [self.rows[name] for name in sorted(self.rows)])
 
 
 def run(jobs: int, selection: Sequence[str]) -> int:
     """Run them; -> pytest's exit code."""
     os.chdir(ROOT)
-    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # as `make test`
     today = datetime.now(UTC).strftime("%Y-%m-%d")
     recorder = Recorder(_before(), {"commit": machine()["commit"], "ended": today})
     arguments = ["-q", "-m", "soak", "-n", str(jobs), "--dist", "worksteal", *selection]
     code = pytest.main(arguments, plugins=[recorder])
+    if not selection and code in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        recorder.forget()
     print(place("soak"))
     return int(code)
 
@@ -75,8 +85,8 @@ def _before() -> dict[str, Row]:
 def update_docs() -> None:
     """Write the table between the markers of docs/training.md: a line per test, of each machine."""
     found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*/soak.json"))]
-    text = "\n".join(f"{_title(one)}\n\n{table(one['rows'])}\n" for one in found)
-    DOCS.write_text(MARKED.sub(lambda marks: f"{marks[1]}\n{text}\n{marks[2]}", DOCS.read_text()))
+    text = "\n".join(f"{_title(one)}\n\n{table(one['rows'])}\n" for one in found) or "No run is recorded yet.\n"
+    fill(DOCS, "soak", f"\n{text}\n")
 
 
 def _title(found: dict[str, Any]) -> str:

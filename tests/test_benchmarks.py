@@ -176,7 +176,7 @@ def test_a_quick_run(tmp_path: Path) -> None:
     assert "| chunked |" in done.stdout
 
 
-@pytest.mark.soak
+@pytest.mark.soak  # what it checks is that the steps of a real run are found and timed: 13 s
 def test_a_training_step_is_timed(tmp_path: Path) -> None:
     done = run("--stage", "first", "--steps", "3", "--run", str(tmp_path / "run"), script="training_step.py")
     assert done.returncode == 0, done.stderr
@@ -236,6 +236,41 @@ def test_a_shipped_model_whose_run_is_gone_keeps_its_scores_and_gets_new_ones(
     assert {**after, "scores": 0} == {**before, "scores": 0}
 
 
+def test_a_run_of_the_shipped_weights_keeps_what_they_said(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = load("checkpoints")
+    package = shutil.copytree(checkpoints.FOLDER / "mag-tiny", tmp_path / "package" / "mag-tiny")
+    monkeypatch.setattr(checkpoints, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(checkpoints, "FOLDER", tmp_path / "package")
+    monkeypatch.setattr(checkpoints, "unlike", lambda config, resolved: [])
+    monkeypatch.setattr(checkpoints, "options_of", lambda part: ("--run", part))
+    before = json.loads((package / "made.json").read_text())
+    for part in ("mag-tiny-first", "mag-tiny-second", "mag-tiny"):
+        run = shutil.copytree(package, tmp_path / "runs" / part)
+        (run / "config.yaml").write_text("{}")
+        (run / "machine.json").write_text(json.dumps(before["trained"]))
+        (run / "metrics.csv").write_text("step,tokens,stage,answers,loss\n1,2,3,4,5\n")
+    checkpoints.ship("mag-tiny")
+    assert json.loads((package / "made.json").read_text())["scores"] == before["scores"]
+
+
+def test_a_model_that_is_nowhere_is_passed_over(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = load("checkpoints")
+    monkeypatch.setattr(checkpoints, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(checkpoints, "FOLDER", tmp_path / "package")
+    monkeypatch.setattr("sys.argv", ["checkpoints.py", "hope-tiny", "--step", "ask", "--step", "ship"])
+    checkpoints.main()
+    assert capsys.readouterr().out == "hope-tiny: neither trained nor shipped\n"
+    run = tmp_path / "runs" / "hope-tiny"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("{}")
+    with pytest.raises(SystemExit, match="has no model yet; go on with --step train"):
+        checkpoints.main()
+
+
 def test_a_models_beginning_is_written_down(load: Any) -> None:
     checkpoints = load("checkpoints")
     assert checkpoints.origin("mag-tiny") is None
@@ -280,3 +315,31 @@ def test_a_long_test_is_as_bad_as_its_worst_part_and_written_down_at_once(
     assert (two["outcome"], two["reason"], old["seconds"]) == ("skipped", "why", 5.0)
     line = soak.table([one, two]).splitlines()[-1]
     assert line == "| it (`a.py`) | 2 | 0 | failed: one; skipped: two why | 3 s |"
+    died = ("b.py::test_that", ("b.py", 1, ""), {}, "failed", None, "???")  # all that xdist says of a worker that died
+    recorder.pytest_runtest_logreport(pytest.TestReport(*died))  # type: ignore[arg-type]
+    assert [(row["test"], row["outcome"]) for row in written[-1]][-2:] == [
+        ("b.py::test_that", "failed"),
+        ("old[1]", "passed"),
+    ]
+    recorder.forget()
+    assert [row["test"] for row in written[-1]] == ["a.py::test_it[one]", "a.py::test_it[two]", "b.py::test_that"]
+
+
+def test_what_the_long_tests_said_is_kept_and_told(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soak, file, docs = load("soak"), tmp_path / "a" / "soak.json", tmp_path / "training.md"
+    docs.write_text("before\n<!-- soak:start -->\nold\n<!-- soak:end -->\nafter\n")
+    for name, value in {"RESULTS": tmp_path, "DOCS": docs, "place": lambda name: file}.items():
+        monkeypatch.setattr(soak, name, value)
+    assert soak._before() == {}
+    soak.update_docs()
+    assert docs.read_text() == ("before\n<!-- soak:start -->\n\nNo run is recorded yet.\n\n<!-- soak:end -->\nafter\n")
+    rows = [{"test": "a.py::test_it[1]", "outcome": "passed", "seconds": 90.0, "commit": "c", "ended": "2026-11-30"}]
+    file.parent.mkdir()
+    file.write_text(json.dumps({"machine": {"processor": "A processor", "torch": "2"}, "rows": rows}))
+    assert soak._before() == {"a.py::test_it[1]": rows[0]}
+    soak.update_docs()
+    assert "A processor, torch 2, commit c: 1 cases, 2 minutes" in docs.read_text()
+    assert "| it (`a.py`) | 1 | 1 |  | 90 s |" in docs.read_text()
+    docs.write_text("<!-- soak:end -->\n<!-- soak:start -->\n")
+    with pytest.raises(ValueError, match="does not have <!-- soak:start --> and <!-- soak:end --> once"):
+        soak.update_docs()
