@@ -66,6 +66,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.filterwarnings("ignore")  # the compiler has many to say
 @pytest.mark.parametrize(
     "runs",
     [
