@@ -71,14 +71,16 @@ class Watch:
         return (x[:, None] * logs).sum(0) / x.square().sum() * (len(logs) - 1)
 
     def clearness(self) -> Tensor:
-        """Float [rows]: of a straight line through the means of blocks of the last half, slope over standard error."""
+        """Float [rows]: of a straight line through the means of blocks of the last half, slope over standard error; 0 where
+        nothing changes."""
         logs = torch.stack(self.norms[len(self.norms) // 2 :]).log()
         means = torch.stack([block.mean(0) for block in logs.tensor_split(BLOCKS)])
         x = torch.arange(BLOCKS, dtype=logs.dtype)
         x = (x - x.mean())[:, None]
         slope = (x * means).sum(0) / x.square().sum()
         rest = means - means.mean(0) - slope * x
-        return slope / (rest.square().sum(0) / (BLOCKS - 2) / x.square().sum()).sqrt()
+        clearness = slope / (rest.square().sum(0) / (BLOCKS - 2) / x.square().sum()).sqrt()
+        return torch.where(slope == 0, 0.0, clearness)
 
     def found(self) -> dict[str, Any]:
         """What was seen: drift of each row's norm and how clear it is, time of the last quarter over that of the second

@@ -34,6 +34,7 @@ def test_what_is_steady_passes() -> None:
     for seen in (watch(), watch(norm=filling)):
         seen.assert_steady(**ALLOWED)
         seen.assert_no_trend()
+    assert (watch().found()["drift"], watch().found()["clearness"]) == ([0.0], [0.0])
 
 
 @pytest.mark.parametrize(
