@@ -71,8 +71,8 @@ class Watch:
         return (x[:, None] * logs).sum(0) / x.square().sum() * (len(logs) - 1)
 
     def clearness(self) -> Tensor:
-        """Float [rows]: of a straight line through the means of blocks of the last half, slope over standard error; 0 where
-        nothing changes."""
+        """Float [rows]: of a straight line through the means of blocks of the last half, slope over standard error; 0
+        of a norm that never changes."""
         logs = torch.stack(self.norms[len(self.norms) // 2 :]).log()
         means = torch.stack([block.mean(0) for block in logs.tensor_split(BLOCKS)])
         x = torch.arange(BLOCKS, dtype=logs.dtype)
