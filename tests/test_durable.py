@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from neuralmem import durable, flush
-from neuralmem.durable import manifest, read_whole, remove, sweep, verify, whole_folder, write_text
+from neuralmem.durable import manifest, read_whole, remove, sweep, verify, whole_folder, write_file
 from neuralmem.errors import UserError
 from neuralmem.lock import alone
 
@@ -122,11 +122,11 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -
 
 
 def test_a_single_file_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_text(tmp_path / "a", "one")
+    write_file(tmp_path / "a", "one")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("full")))
         with pytest.raises(OSError, match="full"):
-            write_text(tmp_path / "a", "two")
+            write_file(tmp_path / "a", "two")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a", "one")]
 
 
