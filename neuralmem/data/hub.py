@@ -3,13 +3,16 @@
 `hf:owner/name?config=c&split=train&field=text&streaming=1`: `config`, `split`, `data_files`, `data_dir` and `revision`
 go to `datasets.load_dataset`; `validation=NAME` names the split that is validation, without which it is taken out of
 `split` by hash. With `streaming=1` nothing is stored on disk, shuffling is within a `buffer` of documents (1000), and a
-resumed run reads the stream from its beginning to where it was.
+resumed run reads the stream from its beginning to where it was. A file of a stream that holds something damaged ends
+there, for `datasets` reads no further; that counts as one corrupt document, and the next file follows.
 
 The commonest ones have short names, `fineweb-edu`, which take the same options: data/names.py.
 """
 
 import json
+import lzma
 import random
+import zlib
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from itertools import islice
@@ -73,7 +76,8 @@ def open_hub(spec: str, *, side: Side = "all", share: float = 0.0, text_field: s
     dataset = _load(name, options.get("config"), split, streaming, wanted)
     key = partial(_key, name)
     if streaming:
-        return _Stream(spec, _Undivided(dataset), key, field, side, share, int(options.get("buffer", 1000)))
+        rows, buffer = _Undivided(f"source {spec!r}", dataset), int(options.get("buffer", 1000))
+        return _Stream(spec, rows, key, field, side, share, buffer)
     content = _content(name, split, field, options)
     return Indexed(
         spec, len(dataset), key, partial(_text, dataset, name, field), side=side, share=share, content=content
@@ -113,18 +117,30 @@ def _load(name: str, config: str | None, split: str, streaming: bool, options: d
 
 
 class _Undivided:
-    """The rows of a streamed dataset, all of them in a loader process too.
+    """The rows of a streamed dataset, file by file, all of them in a loader process too.
 
     Iterated directly there, it yields the part that `datasets` gives to this process, of which a reader would once more
     take its own: documents would be lost, and with fewer files than processes some would find none.
     """
 
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
+    def __init__(self, name: str, dataset: Any) -> None:
+        self._name, self._dataset = name, dataset
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for rows in self._dataset.iter(batch_size=1):
-            yield {name: column[0] for name, column in rows.items()}
+    def __iter__(self) -> Iterator[dict[str, Any] | Unreadable]:
+        from zstandard import ZstdError  # as late as `datasets`
+
+        # What is raised at content that is not what it should be: pyarrow's, json's and UTF-8's errors are kinds of
+        # ValueError. What a broken connection raises is none of these.
+        damaged = (ValueError, EOFError, zlib.error, lzma.LZMAError, ZstdError)
+        count = self._dataset.num_shards
+        for index in range(count):
+            try:
+                for rows in self._dataset.shard(num_shards=count, index=index).iter(batch_size=1):
+                    yield {name: column[0] for name, column in rows.items()}
+            except damaged as error:
+                reason = " ".join(str(error).split())[:200]
+                place = f"file {index + 1} of {count} of {self._name}"
+                yield Unreadable(place, f"{place} is damaged and was not read to its end: {reason}")
 
 
 class _Stream(Source):
@@ -160,11 +176,13 @@ class _Stream(Source):
         return (self._document(key, row) for key, row in self._mine())
 
     def _mine(self) -> Iterator[tuple[str, Any]]:
-        """-> key and row of every document of this side."""
+        """-> key and row of every document of this side, and of every file that is damaged: who reads hears of it."""
         rows = ((self._key(number), row) for number, row in enumerate(self._rows()))
-        return (pair for pair in rows if on_side(pair[0], self._side, self._share))
+        return ((key, row) for key, row in rows if isinstance(row, Unreadable) or on_side(key, self._side, self._share))
 
     def _document(self, key: str, row: Any) -> Document | Unreadable:
+        if isinstance(row, Unreadable):
+            return row
         try:
             return Document(key, text_of(row, key, self._field))
         except UserError as error:

@@ -3,6 +3,7 @@
 Not tested, for want of a network: that the hub still has them there.
 """
 
+import gzip
 import json
 import pickle
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader
 
+from neuralmem.data.document import Document, Unreadable
 from neuralmem.data.fingerprint import source_fingerprint
 from neuralmem.data.hub import is_hub, options_of
 from neuralmem.data.names import NAMES
@@ -134,6 +136,25 @@ def test_loader_processes_read_every_document_of_a_stream_once(hub: Path) -> Non
     for batch in DataLoader(packed, batch_size=None, num_workers=2):
         found.update(batch.tokens[batch.mask if batch.mask is not None else slice(None)].flatten().tolist())
     assert found == Counter(token for text in texts(source) for token in [*text.encode(), 256])
+
+
+def test_a_damaged_file_of_a_stream_ends_and_the_next_one_follows(tmp_path: Path) -> None:
+    whole = "".join(json.dumps({"text": f"{{}} {i}"}) + "\n" for i in range(3))
+    for number, damage in enumerate(("", "{no json\n", "", "\xe9\n", "cut", "")):
+        file, text = tmp_path / f"{number}.jsonl.gz", whole.replace("{}", str(number))
+        packed = gzip.compress((text + damage).encode("latin-1"))
+        file.write_bytes(packed[:-12] if damage == "cut" else packed)
+    source = open_source(f"hf:json?data_files={tmp_path}/*.gz&streaming=1", side="train", share=0.2)
+    found = list(source.scan())
+    damaged = [one.error for one in found if isinstance(one, Unreadable)]
+    assert [error.partition(" of ")[0] for error in damaged] == ["file 2", "file 4", "file 5"]
+    assert all("is damaged and was not read to its end: " in error for error in damaged)
+    read = Counter(one.text.split()[0] for one in found if isinstance(one, Document))
+    assert read["0"] + read["2"] + read["5"] in range(5, 10)  # those of this side
+    assert list(source.scan()) == found
+    packing = PackedText(source, ByteTokenizer(), length=32, batch_size=1, batches=10**6)
+    with pytest.warns(UserWarning, match=r"1 document\(s\) cannot be read and are left out: file 2 of 6"):
+        assert len(list(packing)) > 0
 
 
 def test_prepare(hub: Path) -> None:
