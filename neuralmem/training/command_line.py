@@ -6,7 +6,7 @@ import logging
 import multiprocessing
 import sys
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -165,7 +165,9 @@ def end_readers() -> None:
     """Kill loader processes: those that could not begin are told nothing any more, and they ignore a plain SIGTERM, so
     that this process would wait for them for ever."""
     for process in multiprocessing.active_children():
-        process.kill()
+        with suppress(RuntimeError):  # torch hears of the end, and says so in the midst of whatever runs then
+            process.kill()
+            process.join()
 
 
 def data_classes() -> dict[str, type]:

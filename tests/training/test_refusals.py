@@ -1,12 +1,15 @@
 """Bad input at the command line: exit code 2, one line that names the field, nothing written."""
 
+import multiprocessing
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader
 
 from neuralmem.training.cli import main
-from neuralmem.training.command_line import data_classes
+from neuralmem.training.command_line import data_classes, end_readers
 
 TINY = str(Path(__file__).parents[2] / "configs" / "tiny" / "mag.yaml")
 MISSPELT = "model: {widht: 64}\n"
@@ -95,3 +98,15 @@ def test_a_logger_without_its_package_says_what_to_install(
     line = capsys.readouterr().err
     assert line == "error: WandbLogger needs the package wandb, which is not installed: pip install 'wandb>=0.12.10'\n"
     assert not (tmp_path / "a").exists()
+
+
+def test_readers_that_are_ended_say_nothing() -> None:
+    """torch has a handler that hears of it, and would raise its error where the user's is being said."""
+    batches = iter(DataLoader(range(10**6), num_workers=2))  # type: ignore[arg-type]
+    next(batches)
+    end_readers()
+    for _ in range(100):
+        time.sleep(0.001)  # where a handler runs
+    assert not multiprocessing.active_children()
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        list(batches)
