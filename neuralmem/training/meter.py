@@ -108,7 +108,8 @@ class Meter(L.Callback):
 
     def _write(self, trainer: L.Trainer, module: Any) -> None:
         self.stack.close()
-        sums = {k: trainer.strategy.reduce(v.float(), reduce_op="sum").item() for k, v in self.sums.items()}
+        # Sorted: what a step returns is looked through in an order that every process has for itself.
+        sums = {k: trainer.strategy.reduce(v.float(), reduce_op="sum").item() for k, v in sorted(self.sums.items())}
         seconds = time.perf_counter() - self.since
         self.tokens += round(sums["tokens"])
         values = {name: sums[name] / (sums[f"{name} count"] or math.nan) for name in ("loss", "gradient_norm")}

@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from neuralmem.training.checkpoints import Checkpoints
 
@@ -107,4 +108,11 @@ class Signals(L.Callback):
         if trainer.is_global_zero:
             done = problem or f"is saved in {trainer.default_root_dir}; go on with --resume auto"
             print(f"\n{self.name}: step {trainer.global_step:,} {done}", file=sys.stderr, flush=True)
-        sys.exit(128 + number)
+        sys.exit(0 if _started_by_another(trainer) else 128 + number)
+
+
+def _started_by_another(trainer: L.Trainer) -> bool:
+    """Whether rank 0 of this machine started this process: Lightning kills that one, in the midst of its own way out,
+    when another ends with anything but 0."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return isinstance(environment, LightningEnvironment) and trainer.local_rank > 0

@@ -102,7 +102,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def at_steps(**commands: str) -> list[str]:
     """Options that run commands after steps: `at_steps(s7="...")`."""
     listed = ", ".join(
-        f"{{class_path: tests.reliability.faults.AtStep, init_args: {{step: {step[1:]}, command: '{command}'}}}}"
+        f"{{class_path: tests.reliability.callbacks.AtStep, init_args: {{step: {step[1:]}, command: '{command}'}}}}"
         for step, command in commands.items()
     )
     return ["--trainer.callbacks", f"[{listed}]"]

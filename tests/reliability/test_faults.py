@@ -142,11 +142,18 @@ def spike(module: LanguageModel, outputs: dict[str, torch.Tensor]) -> None:
 def test_a_spike_is_skipped_if_asked_and_a_new_level_is_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    higher = {18: spike, **dict.fromkeys(range(20, 23), spike)}
+    higher, seen = {18: spike, **dict.fromkeys(range(20, 23), spike)}, {}
+
+    def look(_: Checkpoints, trainer: lightning.pytorch.Trainer, module: LanguageModel, *rest: object) -> None:
+        seen[trainer.global_step] = torch.cat([p.detach().flatten() for p in module.parameters()])
+
+    monkeypatch.setattr(Checkpoints, "on_train_batch_end", look)
     options = ["--trainer.max_steps", "23", "--faults.spike", "20", "--faults.patience", "2"]
     assert train(monkeypatch, tmp_path, higher, *options) == 0
     spikes = {int(row["step"]): int(row.get("loss_spikes", 0)) for row in read_metrics(tmp_path / "metrics.csv")}
     assert [spikes[step] for step in (18, 19, 20, 21, 22, 23)] == [0, 1, 1, 2, 3, 3]
+    moved = {step for step in seen if step > 17 and not torch.equal(seen[step], seen[step - 1])}
+    assert moved == {18, 20, 23}
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,9 @@ from neuralmem.training.cli import main
 from neuralmem.training.folder_io import read_checkpoint
 from neuralmem.training.logs import read_metrics
 from neuralmem.training.module import LanguageModel
-from neuralmem.training.plain import pack
 from neuralmem.training.resume import first_rank
 from tests.conftest import TINY
+from tests.reliability.equal import same
 from tests.reliability.map_style import Rows
 
 Train = Callable[..., Path]
@@ -82,26 +82,6 @@ SHORT = {
 
 def losses(run: Path) -> list[tuple[float, float, float]]:
     return [(row["step"], row["loss"], row["tokens"]) for row in read_metrics(run / "metrics.csv")]
-
-
-def differences(one: Any, other: Any, where: str = "") -> list[str]:
-    """Where two trees differ, and how."""
-    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        return [found for key in one for found in differences(one[key], other[key], f"{where}.{key}")]
-    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        return [
-            found for i, pair in enumerate(zip(one, other, strict=True)) for found in differences(*pair, f"{where}.{i}")
-        ]
-    return [] if one == other else [f"{where}: {one!r} and {other!r}"]
-
-
-def same(a: Path, b: Path) -> None:
-    """Everything in two checkpoints but the clock is equal."""
-    (one, tensors), (other, others) = (pack(read_checkpoint(path)) for path in (a, b))
-    assert one["callbacks"].pop("Report").keys() == other["callbacks"].pop("Report").keys() == {"seconds", "processes"}
-    assert differences(one, other) == []
-    assert tensors.keys() == others.keys()
-    assert [name for name, x in tensors.items() if not torch.equal(x, others[name])] == []
 
 
 def cuts(case: str) -> list:

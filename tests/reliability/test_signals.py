@@ -199,11 +199,37 @@ def test_the_whole_group_is_told_and_loader_processes_stay_to_the_end(tmp_path: 
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("everyone", [False, True], ids=["one rank", "every rank"])
-def test_two_processes_stop_at_the_same_step(tmp_path: Path, everyone: bool) -> None:
-    process = started(tmp_path / "run", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+def test_two_processes_stop_at_the_same_step(tmp_path: Path, everyone: bool, strategy: str) -> None:
+    process = started(tmp_path / "run", "--trainer.devices", "2", "--trainer.strategy", strategy)
     (os.killpg if everyone else os.kill)(process.pid, signal.SIGTERM)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 143, said
     assert said.count("SIGTERM: step") == 1
+    load(tmp_path / "run")
+
+
+IN_THE_SECOND_VALIDATION = """
+import os, signal
+from neuralmem.training.module import LanguageModel
+step, seen = LanguageModel.validation_step, []
+def validation_step(self, batch, index):
+    seen.append(self.trainer.global_step)
+    if index == 0 and seen[-1] == 9 and self.trainer.global_rank == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(self, batch, index)
+LanguageModel.validation_step = validation_step
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_stop_after_the_validation_in_which_one_is_told(tmp_path: Path, strategy: str) -> None:
+    two = ["--trainer.devices", "2", "--trainer.strategy", strategy, *VALIDATION]
+    process = started(tmp_path / "run", *two, slow=IN_THE_SECOND_VALIDATION)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    assert said.count("SIGTERM: step 9 is saved") == 1
+    assert "Traceback" not in said
     load(tmp_path / "run")

@@ -15,6 +15,7 @@ import lightning.pytorch
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from neuralmem.data.handover import positions
 from neuralmem.data.module import Files, TextData, Validation
@@ -22,11 +23,12 @@ from neuralmem.training.cli import main
 from neuralmem.training.folder_io import read_checkpoint
 from neuralmem.training.help import HELP
 from neuralmem.training.logs import read_metrics
+from tests.reliability.equal import same
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "configs" / "tiny" / "mag.yaml")
 COMMAND = [sys.executable, str(ROOT / "train.py")]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess:
@@ -113,8 +115,10 @@ def test_an_interrupted_run_saves_and_goes_on(
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("options", [[], ["--data.carry", "true"]], ids=["fresh rows", "carried memory"])
 def test_two_processes_resume_exactly(tmp_path: Path, options: list[str], strategy: str) -> None:
+    """The random numbers of both, too, of which something draws: a rank that began anew with its seed would show."""
     tiny = str(ROOT / "configs" / "tiny" / "lmm.yaml")
     two = ["--config", tiny, "--trainer.devices", "2", "--trainer.strategy", strategy, *options]
+    two += ["--trainer.callbacks", "[tests.reliability.callbacks.Draws]"]
     for name, more in (("whole", []), ("half", ["--ckpt_path", "whole/checkpoints/step=5"])):
         done = run(tmp_path, *two, "--run", name, *more)
         assert done.returncode == 0, done.stderr
@@ -122,6 +126,29 @@ def test_two_processes_resume_exactly(tmp_path: Path, options: list[str], strate
     assert half == whole
     before, after = (read_metrics(tmp_path / name / "metrics.csv") for name in ("whole", "half"))
     assert [(row["step"], row["loss"]) for row in after] == [(row["step"], row["loss"]) for row in before[5:]]
+    same(*(tmp_path / name / "checkpoints" / "step=10" for name in ("half", "whole")))
+    first, second = read_checkpoint(tmp_path / "half" / "checkpoints" / "step=10")["random_state"]
+    assert not torch.equal(first["torch"], second["torch"])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_stop_and_keep_both_their_batches(tmp_path: Path, strategy: str) -> None:
+    """The last rank's gradients are not finite from the third step on."""
+    tiny = str(ROOT / "configs" / "tiny" / "lmm.yaml")
+    two = ["--config", tiny, "--trainer.devices", "2", "--trainer.strategy", strategy, "--run", "run"]
+    broken = "[{class_path: tests.reliability.callbacks.Broken, init_args: {step: 2}}]"
+    done = run(tmp_path, *two, "--trainer.callbacks", broken, "--faults.patience", "3")
+    assert done.returncode == 2, done.stderr
+    assert "error: stopped at step 5: the gradient is not finite, 3 steps in a row" in done.stderr
+    kept = sorted((tmp_path / "run" / "faults").iterdir())
+    assert [path.name for path in kept] == ["step=5-rank=0.safetensors", "step=5-rank=1.safetensors"]
+    one, other = (load_file(path)["0.tokens"] for path in kept)
+    assert one.shape == other.shape
+    assert not torch.equal(one, other)
+    done = run(tmp_path, *two, "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    assert read_metrics(tmp_path / "run" / "metrics.csv")[-1]["skipped_steps"] == 3
 
 
 @pytest.mark.soak

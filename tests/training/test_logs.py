@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from neuralmem.training import meter
 from neuralmem.training.logs import RunLogs, read_metrics
 
 
@@ -59,3 +62,26 @@ def test_a_logger_of_the_configuration_stands_beside_the_runs_own(train: Callabl
     assert [row["step"] for row in read_metrics(run / "metrics.csv")] == [1, 2]
     theirs = read_metrics(run.parent / "other" / "x" / "y" / "metrics.csv")
     assert [row["loss"] for row in theirs] == pytest.approx([row["loss"] for row in read_metrics(run / "metrics.csv")])
+
+
+def test_processes_add_up_the_same_values_whatever_order_each_met_them_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step returns was looked through as a set: in some runs of two devices each added its tokens to the other's
+    restarted memories."""
+    order: list[float] = []
+
+    def reduce(x: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        order.append(x.item())
+        return x
+
+    optimizer = SimpleNamespace(param_groups=[{"lr": 1.0}])
+    trainer = SimpleNamespace(strategy=SimpleNamespace(reduce=reduce), optimizers=[optimizer])
+    for name, value in {"_log": None, "curriculum": None}.items():
+        monkeypatch.setattr(meter, name, lambda *given, value=value: value)
+    monkeypatch.setattr(meter.Meter, "_resources", lambda *given: {})
+    names = ["tokens", "restarted", "loss", "loss count", "gradient_norm", "gradient_norm count"]
+    values = {name: torch.tensor(float(number)) for number, name in enumerate(names)}
+    for given in (names, names[::-1]):
+        one = meter.Meter()
+        one.sums = {name: values[name] for name in given}
+        one._write(trainer, None)  # type: ignore[arg-type]
+    assert order[: len(names)] == order[len(names) :]
