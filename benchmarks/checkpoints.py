@@ -39,7 +39,7 @@ RUNS = ROOT / "runs" / "checkpoints"
 MEMORIES = tuple(name for name in MODELS if name != "window-tiny")
 TITANS = ("mag-tiny", "mac-tiny")
 # How many needles at 16K: what there were hours for. The figure wanted of a Titans is of five hundred.
-NEEDLES = {500: ("mag-tiny",), 256: ("mac-tiny",), 100: ("hope-tiny", "window-tiny")}
+NEEDLES = {500: ("mag-tiny", "mac-tiny"), 100: ("hope-tiny", "window-tiny")}
 STEPS = ("train", "ask", "ship", "docs")
 CONVERTED = {"mac-tiny-start": ("benchmarks/mac_from_mag.py", "neuralmem/mag-tiny")}  # a run's beginning: made by, of
 
