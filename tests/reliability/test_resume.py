@@ -135,6 +135,20 @@ def test_a_run_cut_anywhere_is_the_uninterrupted_one(
     same(half / last, whole / last)
 
 
+def test_weights_of_several_files_go_on(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neuralmem.models.weights.LARGEST", 40_000)
+    few = ["--trainer.max_steps", "4", "--checkpoint.every", "2"]
+    whole = train("mag", "whole", *few)
+    place = Path("checkpoints/step=2")
+    parts = sorted(path.name for path in (whole / place).glob("model*"))
+    assert parts[0].startswith("model-00001-of-0000")
+    assert parts[-1] == "model.safetensors.index.json"
+    shutil.copytree(whole / place, tmp_path / "half" / place)
+    half = train("mag", "half", *few, "--resume", "auto")
+    same(half / "checkpoints/step=4", whole / "checkpoints/step=4")
+    assert all((half / name).read_bytes() == (whole / name).read_bytes() for name in parts)
+
+
 def breaking(after: int, method: Callable[..., Any]) -> Callable[..., Any]:
     """The same method, but its call of this number, or what it yields in that place, is an error."""
     calls = count()
