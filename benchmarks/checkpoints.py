@@ -160,23 +160,17 @@ def options_of(part: str) -> tuple[str, ...]:
     return "--config", str(config_of(part).relative_to(ROOT)), "--run", str((RUNS / part).relative_to(ROOT))
 
 
-def is_there(name: str) -> bool:
-    """Whether a model's last run has begun here, or the model is shipped."""
-    return (RUNS / name / "config.yaml").is_file() or (FOLDER / name).is_dir()
+def missing(name: str) -> str | None:
+    """Why a model can be neither asked nor shipped; None if it can."""
+    run = RUNS / name
+    if (run / "config.yaml").is_file():
+        return None if (run / "model.safetensors").is_file() else "its run has no model yet; go on with --step train"
+    return None if (FOLDER / name).is_dir() else "neither trained nor shipped"
 
 
 def place_of(name: str) -> Path:
-    """Where a model is: its run, or the package where the run is gone.
-
-    Raises:
-        SystemExit: its run has no model yet.
-    """
-    run = RUNS / name
-    if not (run / "config.yaml").is_file():
-        return FOLDER / name
-    if not (run / "model.safetensors").is_file():
-        raise SystemExit(f"{run} has no model yet; go on with --step train")
-    return run
+    """Where a model is: its run, or the package where the run is gone."""
+    return RUNS / name if (RUNS / name / "config.yaml").is_file() else FOLDER / name
 
 
 def command_of(question: Question, name: str) -> str:
@@ -333,8 +327,8 @@ def main() -> None:
     for name in options.models or MODELS:  # whole before the next, which may begin with it
         if "train" in steps:
             train(name)
-        if not is_there(name):
-            print(f"{name}: neither trained nor shipped")
+        if problem := missing(name):
+            print(f"{name}: {problem}")
             continue
         for step in (ask, ship):
             if step.__name__ in steps:

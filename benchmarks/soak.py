@@ -1,11 +1,12 @@
 """The long tests, run and written down: which there are, how each case ended and how long it took.
 
-`make soak` is this. A case is written down when it is over, so what ran before the run was stopped is kept; those that
-did not run stay as they were, until a whole run has ended without them. Every row names its commit.
+`make soak` is this, with one thread per process. A case is written down when it is over, so what ran before the run was
+stopped is kept; those that did not run stay as they were, until a whole run has ended without them. Every row names its
+commit.
 
-Run: python benchmarks/soak.py                 all of them: hours
-     python benchmarks/soak.py -- -k kill      what pytest selects
-     python benchmarks/soak.py --docs          only the table in docs/training.md
+Run: make soak                                                    all of them: half an hour to hours on two cores
+     OMP_NUM_THREADS=1 python benchmarks/soak.py -- -k kill       what pytest selects
+     python benchmarks/soak.py --docs                             only the table in docs/training.md
 """
 
 import argparse

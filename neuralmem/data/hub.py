@@ -9,6 +9,7 @@ there, for `datasets` reads no further; that counts as one corrupt document, and
 The commonest ones have short names, `fineweb-edu`, which take the same options: data/names.py.
 """
 
+import gzip
 import json
 import lzma
 import random
@@ -116,6 +117,21 @@ def _load(name: str, config: str | None, split: str, streaming: bool, options: d
         ) from None
 
 
+def _is_damage(error: Exception) -> bool:
+    """Whether content is not what it should be. Everything else is taken for a connection that broke, after which it is
+    not known what follows."""
+    from huggingface_hub.errors import HfHubHTTPError
+    from pyarrow import ArrowException
+    from zstandard import ZstdError
+
+    if isinstance(error, HfHubHTTPError):  # some of which are kinds of ValueError
+        return False
+    if type(error) is OSError and error.errno is None:  # what pyarrow and bz2 raise at bytes that they cannot unpack
+        return True
+    kinds = (ValueError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, ArrowException, ZstdError)
+    return isinstance(error, kinds)
+
+
 class _Undivided:
     """The rows of a streamed dataset, file by file, all of them in a loader process too.
 
@@ -127,17 +143,14 @@ class _Undivided:
         self._name, self._dataset = name, dataset
 
     def __iter__(self) -> Iterator[dict[str, Any] | Unreadable]:
-        from zstandard import ZstdError  # as late as `datasets`
-
-        # What is raised at content that is not what it should be: pyarrow's, json's and UTF-8's errors are kinds of
-        # ValueError. What a broken connection raises is none of these.
-        damaged = (ValueError, EOFError, zlib.error, lzma.LZMAError, ZstdError)
         count = self._dataset.num_shards
         for index in range(count):
             try:
                 for rows in self._dataset.shard(num_shards=count, index=index).iter(batch_size=1):
                     yield {name: column[0] for name, column in rows.items()}
-            except damaged as error:
+            except Exception as error:
+                if not _is_damage(error):
+                    raise
                 reason = " ".join(str(error).split())[:200]
                 place = f"file {index + 1} of {count} of {self._name}"
                 yield Unreadable(place, f"{place} is damaged and was not read to its end: {reason}")

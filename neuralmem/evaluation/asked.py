@@ -59,7 +59,7 @@ def write_runs(out: Path, run: NeedleRun, measured_reach: int | None) -> None:
     about = asdict(run.settings) | {"table": run.table, "asked": [asdict(one) for one in run.asked]}
     content, before = json.loads(json.dumps(about)), settings_before(out)
     runs = [*before.pop("earlier", []), before]
-    earlier = [one for one in runs if one.get("asked") and not content.items() <= one.items()]
+    earlier = [one for one in runs if _says_who(one) and not content.items() <= one.items()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         content |= {"measured_reach": measured_reach} | ({"earlier": earlier} if earlier else {})
@@ -84,7 +84,7 @@ def read_runs(out: Path) -> list[NeedleRun]:
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
         runs = [given, *given.get("earlier", ())]
-        silent = "tasks" in given and not all("asked" in one for one in runs)
+        silent = "tasks" in given and not all(map(_says_who, runs))
         found = [] if silent else [_run(one) for one in runs]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())
@@ -95,6 +95,11 @@ def read_runs(out: Path) -> list[NeedleRun]:
             "made it again, which asks nothing twice"
         )
     return found
+
+
+def _says_who(run: Mapping[str, Any]) -> bool:
+    """Whether a run was asked of those that it names, as those of earlier versions were not."""
+    return bool(run.get("asked")) and all("subject" in one for one in run["asked"])
 
 
 def _run(given: Mapping[str, Any]) -> NeedleRun:

@@ -9,6 +9,7 @@ Source: evaluation.md section 9, point 12.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ class _Prompts:
 
     Attributes:
         made: by place and hash, fields by reach; runs with other depths have other prompts in the same place
-        whom: who was asked them, by place
+        whom: who was asked them, by place and hash
         last: the hash of the last run's prompt in its places
     """
 
@@ -109,7 +110,7 @@ class _Prompts:
         self, rows: Sequence[Row], runs: Sequence[NeedleRun], tokenizer: TokenizerLike, training: TrainingData
     ) -> None:
         self.made: dict[Place, dict[str, dict[int, dict[str, Any]]]] = {}
-        self.whom: dict[Place, list[Respondent]] = {}
+        self.whom: dict[Place, dict[str, list[Respondent]]] = {}
         self.last: dict[Place, str] = {}
         reaches, asked = {row.reach for row in rows}, {_question(_place(row)) for row in rows}
         last, respondents = runs[0].settings, dict[Settings, list[Respondent]]()
@@ -123,14 +124,16 @@ class _Prompts:
                     sample = build(number, depth_of(one, number), cell.random(number))
                     place = (cell.task.name, cell.protocol, sample.haystack, cell.length, one.seed, number)
                     sha256 = sample.rope.sha256()
-                    self.whom.setdefault(place, []).extend(whom)
+                    self.whom.setdefault(place, {}).setdefault(sha256, []).extend(whom)
                     self.made.setdefault(place, {})[sha256] = {r: store.facts(sample, r) for r in reaches}
                     if one is last:
                         self.last[place] = sha256
 
     def asks(self, row: Row) -> bool:
-        """Whether a run asked what a row answers, and the one who answers."""
-        return any(one.said(row) for one in self.whom.get(_place(row), ()))
+        """Whether a run asked what a row answers, and who answers; of a prompt that none has, one in its place."""
+        there = self.whom.get(_place(row), {})
+        asked = there.get(row.prompt_sha256) or chain.from_iterable(there.values())
+        return any(one.said(row) for one in asked)
 
     def of(self, row: Row) -> dict[str, Any]:
         """What a row's fields must be: those of the prompt that has its hash, else of one in its place."""

@@ -164,10 +164,14 @@ def own_words(error: UserError) -> str:
 def end_readers() -> None:
     """Kill loader processes: those that could not begin are told nothing any more, and they ignore a plain SIGTERM, so
     that this process would wait for them for ever."""
-    for process in multiprocessing.active_children():
-        with suppress(RuntimeError):  # torch hears of the end, and says so in the midst of whatever runs then
-            process.kill()
-            process.join()
+    left = multiprocessing.active_children()
+    while left:
+        with suppress(RuntimeError):  # torch hears of an end and says so, once per loader, in the midst of what runs
+            for process in left:
+                process.kill()
+            for process in left:
+                process.join()
+            left = []
 
 
 def data_classes() -> dict[str, type]:

@@ -7,6 +7,7 @@ and the data go on.
 
 import math
 import statistics
+import sys
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from neuralmem.data.batch import Batch
 from neuralmem.errors import UserError
 from neuralmem.state import State
 from neuralmem.training.checkpoints import Checkpoints
+from neuralmem.training.ranks import started_by_lightning
 from neuralmem.training.sharding import part
 
 FOLDER = "faults"
@@ -126,6 +128,8 @@ class Faults(L.Callback):
             kept = f"the last batch is in {folder}"
         except (OSError, SafetensorError) as error:
             kept = f"the last batch was not kept: {' '.join(str(error).split())}"
+        if started_by_lightning(trainer):
+            sys.exit(0)  # the first says it
         raise UserError(
             f"stopped at step {trainer.global_step:,}: {self.reason}, {self.patience} steps in a row; the weights are "
             f"those before, {kept}; lower optimizer.lr, or go on with the checkpoint"

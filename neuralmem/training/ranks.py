@@ -14,6 +14,7 @@ from typing import Any
 import lightning.pytorch as L
 import numpy as np
 import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import distributed
 from torch.utils._pytree import tree_map_only
 
@@ -53,6 +54,17 @@ def _plain_group() -> Any:
     if distributed.get_backend() != "gloo" and world not in _plain_groups:
         _plain_groups[world] = distributed.new_group(backend="gloo")
     return _plain_groups.get(world, world)
+
+
+def started_by_lightning(trainer: L.Trainer) -> bool:
+    """Whether Lightning's launcher started this process beside the first of this machine (or a user in its manner, by
+    setting LOCAL_RANK).
+
+    Where all stop together such a process has to end with 0: of anything else the launcher hears within seconds, and
+    kills the first, which may be saving or saying why.
+    """
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
 
 
 def own(trainer: L.Trainer, everyone: list[Any] | None) -> Any:

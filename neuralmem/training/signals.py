@@ -16,9 +16,9 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from neuralmem.training.checkpoints import Checkpoints
+from neuralmem.training.ranks import started_by_lightning
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 TOGETHER = 1.0  # seconds; launchers pass on what a terminal or a scheduler sends to every process as well
@@ -108,11 +108,4 @@ class Signals(L.Callback):
         if trainer.is_global_zero:
             done = problem or f"is saved in {trainer.default_root_dir}; go on with --resume auto"
             print(f"\n{self.name}: step {trainer.global_step:,} {done}", file=sys.stderr, flush=True)
-        sys.exit(0 if _started_by_another(trainer) else 128 + number)
-
-
-def _started_by_another(trainer: L.Trainer) -> bool:
-    """Whether rank 0 of this machine started this process: Lightning kills that one, in the midst of its own way out,
-    when another ends with anything but 0."""
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    return isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
+        sys.exit(0 if started_by_lightning(trainer) else 128 + number)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from neuralmem.data.document import Document, Unreadable
 from neuralmem.data.fingerprint import source_fingerprint
-from neuralmem.data.hub import is_hub, options_of
+from neuralmem.data.hub import _is_damage, is_hub, options_of
 from neuralmem.data.names import NAMES
 from neuralmem.data.packing import PackedText
 from neuralmem.data.prepare import main
@@ -139,22 +139,55 @@ def test_loader_processes_read_every_document_of_a_stream_once(hub: Path) -> Non
 
 
 def test_a_damaged_file_of_a_stream_ends_and_the_next_one_follows(tmp_path: Path) -> None:
-    whole = "".join(json.dumps({"text": f"{{}} {i}"}) + "\n" for i in range(3))
-    for number, damage in enumerate(("", "{no json\n", "", "\xe9\n", "cut", "")):
-        file, text = tmp_path / f"{number}.jsonl.gz", whole.replace("{}", str(number))
-        packed = gzip.compress((text + damage).encode("latin-1"))
-        file.write_bytes(packed[:-12] if damage == "cut" else packed)
-    source = open_source(f"hf:json?data_files={tmp_path}/*.gz&streaming=1", side="train", share=0.2)
+    rows = [json.dumps({"text": f"{{}} {i}"}) + "\n" for i in range(3)]
+    for number, damage in enumerate(("", "{no json\n", "", "\xe9\n", "cut", "", "sum", "")):
+        text = "".join(rows).replace("{}", str(number)) + (damage if damage.endswith("\n") else "")
+        packed = bytearray(gzip.compress(text.encode("latin-1")))
+        if damage == "cut":
+            packed = packed[: len(packed) // 2]
+        elif damage == "sum":
+            packed[-5] ^= 1  # of the checksum
+        (tmp_path / f"{number}.jsonl.gz").write_bytes(packed)
+    source = open_source(f"hf:json?data_files={tmp_path}/*.gz&streaming=1")
     found = list(source.scan())
     damaged = [one.error for one in found if isinstance(one, Unreadable)]
-    assert [error.partition(" of ")[0] for error in damaged] == ["file 2", "file 4", "file 5"]
+    assert [error.partition(" of ")[0] for error in damaged] == ["file 2", "file 4", "file 5", "file 7"]
     assert all("is damaged and was not read to its end: " in error for error in damaged)
-    read = Counter(one.text.split()[0] for one in found if isinstance(one, Document))
-    assert read["0"] + read["2"] + read["5"] in range(5, 10)  # those of this side
+    whole = [f"{number} {i}" for number in (0, 2, 5, 7) for i in range(3)]
+    assert [one.text for one in found if isinstance(one, Document)] == whole
     assert list(source.scan()) == found
     packing = PackedText(source, ByteTokenizer(), length=32, batch_size=1, batches=10**6)
-    with pytest.warns(UserWarning, match=r"1 document\(s\) cannot be read and are left out: file 2 of 6"):
+    with pytest.warns(UserWarning, match=r"1 document\(s\) cannot be read and are left out: file 2 of 8"):
         assert len(list(packing)) > 0
+
+
+def test_a_parquet_file_of_a_stream_whose_bytes_were_overwritten_is_damaged(hub: Path) -> None:
+    source = open_source("fineweb-edu")
+    (*_, last) = sorted((hub / "HuggingFaceFW/fineweb-edu/sample/10BT").iterdir())
+    content = bytearray(last.read_bytes())
+    content[20:200] = bytes(180)
+    last.write_bytes(content)
+    *whole, damaged = source.scan()
+    assert [one.text for one in whole if isinstance(one, Document)] == [f"000_00000 {i}" for i in range(60)]
+    assert isinstance(damaged, Unreadable)
+    assert "file 2 of 2 of source 'fineweb-edu' is damaged" in damaged.error
+
+
+def test_a_first_file_that_is_no_parquet_is_said_before_a_run_begins(hub: Path) -> None:
+    (first, *_) = sorted((hub / "HuggingFaceFW/fineweb-edu/sample/10BT").iterdir())
+    first.write_bytes(b"no parquet")
+    with pytest.raises(UserError, match="cannot be loaded: "):
+        open_source("fineweb-edu")
+
+
+def test_a_refusal_of_the_hub_is_no_damage() -> None:
+    """Taken for damage it would leave out a file, and every place in the data would be another."""
+    from huggingface_hub.errors import BadRequestError
+
+    assert issubclass(BadRequestError, ValueError)
+    assert not _is_damage(BadRequestError.__new__(BadRequestError))
+    assert not _is_damage(ConnectionError("the line is dead"))
+    assert not _is_damage(TimeoutError())
 
 
 def test_prepare(hub: Path) -> None:

@@ -210,7 +210,7 @@ def test_two_processes_stop_at_the_same_step(tmp_path: Path, everyone: bool, str
     load(tmp_path / "run")
 
 
-IN_THE_SECOND_VALIDATION = """
+IN_THE_THIRD_VALIDATION = """
 import os, signal
 from neuralmem.training.module import LanguageModel
 step, seen = LanguageModel.validation_step, []
@@ -227,7 +227,7 @@ LanguageModel.validation_step = validation_step
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_stop_after_the_validation_in_which_one_is_told(tmp_path: Path, strategy: str) -> None:
     two = ["--trainer.devices", "2", "--trainer.strategy", strategy, *VALIDATION]
-    process = started(tmp_path / "run", *two, slow=IN_THE_SECOND_VALIDATION)
+    process = started(tmp_path / "run", *two, slow=IN_THE_THIRD_VALIDATION)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 143, said
     assert said.count("SIGTERM: step 9 is saved") == 1
