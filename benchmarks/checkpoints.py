@@ -256,7 +256,7 @@ def made(name: str) -> dict[str, Any]:
 def scores(name: str) -> dict[str, Any]:
     """What a model was asked, now and before: commands, by which code, and every line of the tables."""
     known, found = shipped_scores(name), dict[str, Any]()
-    for question in QUESTIONS:
+    for question in QUESTIONS:  # of which several may have a name, for other models
         if name in question.models and (RUNS / name / question.name / question.table).exists():
             found[question.name] = {
                 "command": command_of(question, name),
@@ -264,7 +264,7 @@ def scores(name: str) -> dict[str, Any]:
                 "lines": read_table(RUNS / name, question),
             }
         elif question.name in known:
-            found[question.name] = known[question.name]
+            found.setdefault(question.name, known[question.name])
     return found
 
 

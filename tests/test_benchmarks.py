@@ -234,6 +234,12 @@ def test_a_shipped_model_whose_run_is_gone_keeps_its_scores_and_gets_new_ones(
     assert after["scores"].pop("overwrite")["lines"] == [{"updates": "0", "accuracy": "1.0"}]
     assert after["scores"] == {"needle_16k": before["scores"]["needle_16k"]}
     assert {**after, "scores": 0} == {**before, "scores": 0}
+    again = out.with_name("needle_16k")
+    shutil.copytree(out, again)
+    (again / "table.csv").write_text("depth_pct,accuracy\nall,0.5\n")
+    checkpoints.ship("mag-tiny")
+    after = json.loads((package / "made.json").read_text())
+    assert after["scores"]["needle_16k"]["lines"] == [{"depth_pct": "all", "accuracy": "0.5"}]
 
 
 def test_a_run_of_the_shipped_weights_keeps_what_they_said(
