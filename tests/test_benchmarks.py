@@ -205,14 +205,20 @@ def test_a_trained_model_is_shipped_as_what_made_it_and_with_its_own_answers(loa
         checkpoints.answered(tmp_path, question, weights)
 
 
+@pytest.fixture
+def checkpoints(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """benchmarks/checkpoints.py with runs and a package, of mag-tiny alone, in the test's folder."""
+    module: ModuleType = load("checkpoints")
+    shutil.copytree(module.FOLDER / "mag-tiny", tmp_path / "package" / "mag-tiny")
+    monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(module, "FOLDER", tmp_path / "package")
+    return module
+
+
 def test_a_shipped_model_whose_run_is_gone_keeps_its_scores_and_gets_new_ones(
-    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoints: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoints = load("checkpoints")
-    package = shutil.copytree(checkpoints.FOLDER / "mag-tiny", tmp_path / "package" / "mag-tiny")
-    monkeypatch.setattr(checkpoints, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(checkpoints, "FOLDER", tmp_path / "package")
-    monkeypatch.setattr(checkpoints, "locate", lambda name: tmp_path / "package" / name.removeprefix("neuralmem/"))
+    package = checkpoints.FOLDER / "mag-tiny"
     before = json.loads((package / "made.json").read_text())
     question = next(q for q in checkpoints.QUESTIONS if q.name == "overwrite")
     del before["scores"]["overwrite"]
@@ -243,12 +249,9 @@ def test_a_shipped_model_whose_run_is_gone_keeps_its_scores_and_gets_new_ones(
 
 
 def test_a_run_of_the_shipped_weights_keeps_what_they_said(
-    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoints: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoints = load("checkpoints")
-    package = shutil.copytree(checkpoints.FOLDER / "mag-tiny", tmp_path / "package" / "mag-tiny")
-    monkeypatch.setattr(checkpoints, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(checkpoints, "FOLDER", tmp_path / "package")
+    package = checkpoints.FOLDER / "mag-tiny"
     monkeypatch.setattr(checkpoints, "unlike", lambda config, resolved: [])
     monkeypatch.setattr(checkpoints, "options_of", lambda part: ("--run", part))
     before = json.loads((package / "made.json").read_text())
@@ -262,11 +265,8 @@ def test_a_run_of_the_shipped_weights_keeps_what_they_said(
 
 
 def test_a_model_that_is_nowhere_is_passed_over(
-    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    checkpoints: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoints = load("checkpoints")
-    monkeypatch.setattr(checkpoints, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(checkpoints, "FOLDER", tmp_path / "package")
     monkeypatch.setattr("sys.argv", ["checkpoints.py", "hope-tiny", "--step", "ask", "--step", "ship"])
     checkpoints.main()
     assert capsys.readouterr().out == "hope-tiny: neither trained nor shipped\n"
