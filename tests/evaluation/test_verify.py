@@ -1,7 +1,7 @@
 """eval.py verify: a folder that is as it was written passes; every way of spoiling it is found, with exit code 1."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,15 @@ def write_settings(out: Path, settings: Settings, subject: Subject) -> None:
     """What eval.py niah says of itself before it asks."""
     whom = Respondent("tiny", "tiny", subject, settings.ablations)
     write_runs(out, NeedleRun(settings, (whom,), "table.csv"), None)
+
+
+def ask(written: Path, out: Path, oracle: Oracle, runs: Sequence[tuple[Settings, Subject]]) -> list[str]:
+    """Several runs into a folder, one after another. -> the command that verifies them."""
+    for settings, subject in runs:
+        write_settings(out, settings, subject)
+        found = run(settings, Reader(oracle, oracle.tokenizer), subject, out, read_training_data(written))
+    (out / "table.csv").write_text(to_csv(by_depth(found, settings.grid)))
+    return ["verify", "--out", str(out), "--checkpoint", str(written)]
 
 
 @pytest.fixture(scope="module")
@@ -116,11 +125,8 @@ def test_two_runs_into_one_folder_are_both_checked(
     weights = fingerprint(json.loads(manifest(written) or b"{}")["files"])
     subject = Subject(300, oracle.tokenizer.fingerprint, weights, 64, 64, "float32", "cpu")
     first = Settings((find_task("s-niah-n"),), (1200,), samples=(3,), haystacks=("grammar",), depths=(0.0, 50.0))
-    for settings in (first, replace(first, depths=None, samples=(2,)), replace(first, lengths=(1500,))):
-        write_settings(out, settings, subject)
-        found = run(settings, Reader(oracle, oracle.tokenizer), subject, out, read_training_data(written))
-    (out / "table.csv").write_text(to_csv(by_depth(found, settings.grid)))
-    arguments = ["verify", "--out", str(out), "--checkpoint", str(written)]
+    again = replace(first, depths=None, samples=(2,)), replace(first, lengths=(1500,))
+    arguments = ask(written, out, oracle, [(settings, subject) for settings in (first, *again)])
     assert main(arguments) == 0
     assert capsys.readouterr().out == "8 rows: prompts, counts and scores are what they must be\n"
     lines = (out / "rows.jsonl").read_text().splitlines(keepends=True)
@@ -164,11 +170,8 @@ def test_another_dtype_is_another_respondent(written: Path, tmp_path: Path, caps
     single = Subject(300, oracle.tokenizer.fingerprint, weights, 64, 64, "float32", "cpu")
     plain = Settings((find_task("s-niah-n"),), (1200,), samples=(2,), haystacks=("grammar",))
     other = replace(plain, tasks=(find_task("fwe"),), ablations=("none", "off"))
-    for settings, subject in ((other, single), (plain, single), (plain, replace(single, dtype="bfloat16"))):
-        write_settings(out, settings, subject)
-        found = run(settings, Reader(oracle, oracle.tokenizer), subject, out, read_training_data(written))
-    (out / "table.csv").write_text(to_csv(by_depth(found, settings.grid)))
-    arguments = ["verify", "--out", str(out), "--checkpoint", str(written)]
+    half = replace(single, dtype="bfloat16")
+    arguments = ask(written, out, oracle, [(other, single), (plain, single), (plain, half)])
     assert main(arguments) == 0
     assert capsys.readouterr().out == "8 rows: prompts, counts and scores are what they must be\n"
     *others, last = (out / "rows.jsonl").read_text().splitlines()
