@@ -32,9 +32,9 @@ def masked_attention(
     scale = query.shape[-1] ** -0.5
     scores = (query * scale) @ key.transpose(-1, -2)
     # The lowest finite number rather than -inf: a row that sees nothing then has no NaN in any derivative.
-    scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+    scores = scores.masked_fill_(~seen, torch.finfo(scores.dtype).min)
     if prefix is None:
-        return scores.softmax(-1).masked_fill(~seen, 0) @ value
+        return (scores.softmax(-1) @ value).masked_fill(~seen.any(-1, keepdim=True), 0)
     prefix_key, prefix_value = (x.to(query.dtype).transpose(0, 1) for x in prefix)  # [N, P, D]
     count = prefix_key.shape[1]
     prefix_scores = (plain * scale) @ prefix_key.transpose(-1, -2)  # [..., N, T, P]
