@@ -268,6 +268,7 @@ class NeedleData(_Synthetic, DataModule):
         text_weight: loss weight of the text relative to that of the answers
         text_share: part of the text tokens, chosen at random, that are targets; fewer make a step cheaper
         decoys: lines of a word and a number that are never asked for, per thousand tokens of text on average
+        alike: share of a row's keys that end as a key before, which a memory mixes up
         batch_tokens: tokens per batch and device
         num_workers: loader processes
         seed: of all that is drawn
@@ -285,6 +286,7 @@ class NeedleData(_Synthetic, DataModule):
         text_weight: float = 0.05,
         text_share: float = 1.0,
         decoys: float = 0.0,
+        alike: float = 0.0,
         batch_tokens: int = 4096,
         num_workers: int = 0,
         seed: int = 0,
@@ -299,6 +301,7 @@ class NeedleData(_Synthetic, DataModule):
             "text_weight": text_weight,
             "text_share": text_share,
             "decoys": decoys,
+            "alike": alike,
         }
         self.source = source
         self._tokenizer_spec = tokenizer

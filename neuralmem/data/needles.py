@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -165,6 +166,8 @@ class Needles(Curriculum):
         text_share: part of the text tokens, chosen at random, that are targets; fewer make a step cheaper
         decoys: lines with a word and a number that are no facts and never asked for, per thousand tokens of the text
             between facts, on average, so that not every number is worth remembering; no word is a key of the row
+        alike: share of keys after a row's first whose last word ends as that of a key before (its last two letters, in
+            either case), where there is such a word: they are what a memory mixes up
         new_keys: validation asks for held-out keys instead of held-out pairs of known keys
         options: see `Curriculum`
 
@@ -198,6 +201,7 @@ class Needles(Curriculum):
         text_weight: float = 0.05,
         text_share: float = 1.0,
         decoys: float = 0.0,
+        alike: float = 0.0,
         new_keys: bool = False,
         **options: Any,
     ) -> None:
@@ -209,12 +213,16 @@ class Needles(Curriculum):
             raise UserError(f"text_share is {text_share}; it must be between 0 and 1")
         if not 0 <= decoys <= 100:
             raise UserError(f"decoys is {decoys}; it must be between 0 and 100")
-        self.placing, self.text_weight, self.text_share, self.decoys = placing, text_weight, text_share, decoys
+        if not 0 <= alike <= 1:
+            raise UserError(f"alike is {alike}; it must be between 0 and 1")
+        self.placing, self.text_weight, self.text_share = placing, text_weight, text_share
+        self.decoys, self.alike = decoys, alike
         self._source = haystack.fingerprint()
         texts = list(limited(texts_of(haystack), HAYSTACK_CHARACTERS))
         words = list(keys) if keys is not None else find_keys(texts, tokenizer, self.forms[0])
         held = new_keys and self.part == "validation"
         self.keys = [word for word in words if self.forms[0].is_key_held_out(word) == held]
+        self._ending = [word[-2:].lower() for word in self.keys]
         self._encoded: dict[tuple[NeedleFormat, str, str | int], np.ndarray] = {}
         for number, one in enumerate(self.forms):
             self._check_format(one, f"other_forms[{number - 1}]" if number else "form")
@@ -266,6 +274,8 @@ class Needles(Curriculum):
         form = usable[int(rng.integers(len(usable)))] if len(usable) > 1 else usable[0]
         pool = min(layout.keys or len(self.keys), len(self.keys))
         words = rng.choice(pool, (layout.facts, form.key_words), replace=False).tolist()
+        if self.alike:
+            self._make_alike(rng, words, pool)
         keys = ["-".join(self.keys[i] for i in key) for key in words]
         told = np.arange(layout.facts)
         if layout.updates:  # some keys are told again, the latest value counts
@@ -289,6 +299,26 @@ class Needles(Curriculum):
             groups += [about[last:place], np.full(len(question), -1), np.full(digits, group), np.full(tail, -1)]
             last = place
         return np.concatenate(pieces), np.concatenate(groups)
+
+    def _make_alike(self, rng: np.random.Generator, words: list[list[int]], pool: int) -> None:
+        """Let the last words of some keys end as those of keys before them."""
+        taken = {i for key in words for i in key}
+        for n in range(1, len(words)):
+            if rng.random() >= self.alike:
+                continue
+            ending = self._ending[words[int(rng.integers(n))][-1]]
+            if others := [i for i in self._ending_so[ending] if i < pool and i not in taken]:
+                taken.remove(words[n][-1])
+                words[n][-1] = others[int(rng.integers(len(others)))]
+                taken.add(words[n][-1])
+
+    @cached_property
+    def _ending_so(self) -> dict[str, list[int]]:
+        """Keys by their endings."""
+        found: dict[str, list[int]] = {}
+        for i, ending in enumerate(self._ending):
+            found.setdefault(ending, []).append(i)
+        return found
 
     def _text_between(self, rng: np.random.Generator, length: int, taken: set[int]) -> tuple[np.ndarray, np.ndarray]:
         """-> tokens Int[length] of the haystack with decoys at line starts (half of it at most), groups Int[length]."""

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from neuralmem import durable
+from neuralmem.durable import reason
 from neuralmem.errors import UserError
+from neuralmem.evaluation.journal import refuse_others_results
 from neuralmem.evaluation.niah import Settings
 from neuralmem.evaluation.prompts import find_task
 from neuralmem.evaluation.rows import Row, Subject
@@ -54,8 +56,9 @@ def write_runs(out: Path, run: NeedleRun, measured_reach: int | None) -> None:
     """Make the folder and write what is about to be asked into it, with the reach that was measured.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or holds results of another evaluation.
     """
+    refuse_others_results(out, "niah" if run.table == "table.csv" else "baselines")
     about = asdict(run.settings) | {"table": run.table, "asked": [asdict(one) for one in run.asked]}
     content, before = json.loads(json.dumps(about)), settings_before(out)
     runs = [*before.pop("earlier", []), before]
@@ -69,9 +72,28 @@ def write_runs(out: Path, run: NeedleRun, measured_reach: int | None) -> None:
 
 
 def settings_before(out: Path) -> dict[str, Any]:
-    """What settings.json of a folder holds; {} where there is none."""
+    """What settings.json of a folder holds; {} where there is none.
+
+    Raises:
+        UserError: it cannot be read, or is not what a needle run writes.
+    """
     path = out / FILE
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(run, dict) for run in [given, *given.get("earlier", ())]):
+            raise TypeError("it is no object with a list of others")
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UserError(f"--out has {path}, which cannot be read: {reason(error)}") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _no_settings(path, error) from None
+    return given
+
+
+def _no_settings(path: Path, error: Exception) -> UserError:
+    said = " ".join(str(error).split())
+    return UserError(f"--out has {path}, which is no settings of eval.py niah: {said}; give another folder")
 
 
 def read_runs(out: Path) -> list[NeedleRun]:
@@ -80,15 +102,13 @@ def read_runs(out: Path) -> list[NeedleRun]:
     Raises:
         UserError: they are not of a needle run, or of a version that did not say who was asked.
     """
-    path = out / FILE
+    path, given = out / FILE, settings_before(out)
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
         runs = [given, *given.get("earlier", ())]
         silent = "tasks" in given and not all(map(_says_who, runs))
         found = [] if silent else [_run(one) for one in runs]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"--out has {path}, which is no settings of eval.py niah: {reason}") from None
+        raise _no_settings(path, error) from None
     if silent:
         raise UserError(
             f"--out has {path}, which does not say who was asked, as those of earlier versions; give all commands that "

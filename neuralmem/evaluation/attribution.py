@@ -244,7 +244,7 @@ def _measure(
     sample: Sample, ablation: str, model: LanguageModel, subject: Subject, journal: Journal, replay: Replay
 ) -> dict[str, Any]:
     parts = parts_of(sample, subject.reach, replay)
-    named: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "prompt_sha256": sample.rope.sha256(),
         "sample_id": sample.number,
         "ablation": ablation,
@@ -252,16 +252,6 @@ def _measure(
         "ckpt_sha256": subject.ckpt_sha256,
         "chunk_size_eval": subject.chunk_size_eval,
         "dtype": subject.dtype,
-    }
-    if known := journal.find(**named):
-        replay.progress(tokens_to_read(len(sample.rope), parts, replay.rows))
-        return known
-    start = time.perf_counter()
-    arguments = (model, sample.rope, sample.question, sample.candidates[0], parts, MODES[ablation], replay)
-    whole, without = leave_one_out(*arguments)
-    drops, wanted = [whole - x for x in without], holding(parts, sample.needles[0])
-    place = rank(drops, wanted, Random(f"{sample.seed}/{sample.number}/{named['prompt_sha256']}"))
-    row = named | {
         "task": sample.task.name,
         "protocol": sample.protocol,
         "haystack_id": sample.haystack,
@@ -272,17 +262,41 @@ def _measure(
         "reach": subject.reach,
         "key": sample.key,
         "answer": sample.answers[0],
-        "log_likelihood": whole if math.isfinite(whole) else None,
         "first_token": parts[0][0],
-        "drops": [x if math.isfinite(x) else None for x in drops],
-        "needle_parts": wanted,
-        "rank": place,
-        "hit": int(place == 1),
-        "chance": len(wanted) / len(parts),
         "seed": sample.seed,
         "tokenizer_sha256": subject.tokenizer_sha256,
+    }
+    if known := journal.find(**facts):
+        replay.progress(tokens_to_read(len(sample.rope), parts, replay.rows))
+        journal.confirm(known, lambda: facts | _placed(sample, parts, _drops(known, len(parts))))
+        return known
+    start = time.perf_counter()
+    arguments = (model, sample.rope, sample.question, sample.candidates[0], parts, MODES[ablation], replay)
+    whole, without = leave_one_out(*arguments)
+    row = facts | _placed(sample, parts, [whole - x for x in without])
+    row |= {
+        "log_likelihood": whole if math.isfinite(whole) else None,
         "device": subject.device,
         "wall_s": round(time.perf_counter() - start, 6),
     }
     journal.add(row)
     return row
+
+
+def _placed(sample: Sample, parts: Sequence[Span], drops: Sequence[float]) -> dict[str, Any]:
+    """The fields of a row that the falls decide, with the falls."""
+    wanted = holding(parts, sample.needles[0])
+    place = rank(drops, wanted, Random(f"{sample.seed}/{sample.number}/{sample.rope.sha256()}"))
+    return {
+        "drops": [x if math.isfinite(x) else None for x in drops],
+        "needle_parts": wanted,
+        "rank": place,
+        "hit": int(place == 1),
+        "chance": len(wanted) / len(parts),
+    }
+
+
+def _drops(row: dict[str, Any], count: int) -> list[float]:
+    """The falls of a row, as many as there must be."""
+    found = [math.nan if x is None else x for x in row["drops"][:count]]
+    return found + [math.nan] * (count - len(found))

@@ -22,6 +22,7 @@ from neuralmem.evaluation.haystack import Haystack
 from neuralmem.evaluation.prompts import Task
 from neuralmem.evaluation.reader import Answer
 from neuralmem.evaluation.rope import Rope
+from neuralmem.evaluation.rows import Subject, facts_of_line
 from neuralmem.evaluation.sample import Sample
 from neuralmem.evaluation.scoring import rank_of_first
 from neuralmem.evaluation.stats import Share, wilson
@@ -180,17 +181,27 @@ def new_tokens(cell: Sequence[Sample]) -> int:
 
 def score(sample: Sample, answer: Answer) -> dict[str, Any]:
     """BABILong's score of one answer, and the rank of the truth among the labels that the question does not name."""
-    labels = TASKS[sample.task.name].labels
     truth, *others = answer.log_likelihoods  # in the order of the labels, the answer's first
-    names = [label for label in labels if label != sample.answers[0]]
-    possible = [x for name, x in zip(names, others, strict=True) if name.lower() not in sample.key.lower()]
-    return {
-        "question": sample.key,
-        "correct": int(correct(answer.text, sample.answers[0], sample.key, labels)),
-        "rank": rank_of_first([truth, *possible]),
-        "labels": 1 + len(possible),
-        "answer_nll": -truth if math.isfinite(truth) else None,
-    }
+    possible = [x for open_to_it, x in zip(_possible(sample), others, strict=True) if open_to_it]
+    rank = rank_of_first([truth, *possible])
+    return _judge(sample, answer.text) | {"rank": rank, "answer_nll": -truth if math.isfinite(truth) else None}
+
+
+def score_again(sample: Sample, row: dict[str, Any], subject: Subject) -> dict[str, Any]:
+    """What a row must say by its prompt and its prediction; of the rank, which only the model can say, the bounds."""
+    judged = _judge(sample, row["pred"])
+    return facts_of_line(sample, subject) | judged | {"rank": min(max(1, row["rank"]), judged["labels"])}
+
+
+def _judge(sample: Sample, said: str) -> dict[str, Any]:
+    right = correct(said, sample.answers[0], sample.key, TASKS[sample.task.name].labels)
+    return {"question": sample.key, "correct": int(right), "labels": 1 + sum(_possible(sample))}
+
+
+def _possible(sample: Sample) -> list[bool]:
+    """Of every label but the answer, whether the question does not name it."""
+    others = [label for label in TASKS[sample.task.name].labels if label != sample.answers[0]]
+    return [label.lower() not in sample.key.lower() for label in others]
 
 
 class Line(NamedTuple):

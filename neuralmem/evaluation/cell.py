@@ -9,7 +9,7 @@ Source: NVIDIA/RULER 4f6507e (2024) and c3f5e3b (2025) niah.py; lm-evaluation-ha
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from neuralmem.errors import UserError
@@ -56,7 +56,7 @@ class Cell:
 
     def random(self, purpose: object) -> Random:
         """A random stream of this cell that hangs on nothing else, so that samples can be made in any order."""
-        return Random(f"{self.seed}/{self.task.name}/{self.protocol}/{self.haystack.id}/{self.length}/{purpose}")
+        return Random(f"{self.seed}/{self.task.name}/{self.protocol}/{self.haystack.stream}/{self.length}/{purpose}")
 
     def sample(
         self,
@@ -145,6 +145,7 @@ class Sizes:
         stride: what this rule grows by
         least: smallest size
         most: largest size, None: there is none
+        further: largest size where `most` does not fill the length, of words that the task makes; None: `most`
         offset: sizes are this and a multiple of the stride
         spare: tokens that must be left over while a size is looked for
     """
@@ -153,6 +154,7 @@ class Sizes:
     stride: int
     least: int = 1
     most: int | None = None
+    further: int | None = None
     offset: int = 0
     spare: int = 0
 
@@ -189,6 +191,9 @@ def by_rule(
 
     random = cell.random("size")
     size = _largest(fits, sizes)
+    if size == sizes.most and sizes.further:
+        sizes = replace(sizes, most=sizes.further)
+        size = max(size, _largest(fits, sizes))
 
     def build(number: int, depth: float | None, random: Random) -> Sample:
         used = size

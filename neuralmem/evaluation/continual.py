@@ -1,13 +1,14 @@
 """Continual learning: tasks come one after the other in one text; what is known of each after each of them.
 
-Special: a task is a handful of keys with values, the classes, that no other task has, told several times; after every
-task, behind a gap that attention cannot see over, all tasks are asked, those to come included. R[i][j] is the share of
-exact answers on task j after i tasks; R[0] is what is known before the first.
+Special: a task is a handful of classes that no other task has, told several times: keys with values, said word for
+word, or intents with labels, in words that change. After every task, behind a gap that attention cannot see over, all
+tasks are asked, those to come included. R[i][j] is the share of exact answers on task j after i tasks; R[0] is what is
+known before the first.
 Source: GEM (arXiv:1706.08840) for the measures, Nested Learning (arXiv:2512.24695) for tasks learned in context.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -15,7 +16,8 @@ from typing import ClassVar, NamedTuple
 
 from neuralmem.evaluation.curves import Curve, Curves
 from neuralmem.evaluation.facts import Facts
-from neuralmem.evaluation.script import Script, Writer
+from neuralmem.evaluation.intents import LABELS, Intents
+from neuralmem.evaluation.script import Question, Script, Writer
 from neuralmem.evaluation.stats import mean
 from neuralmem.evaluation.streams import CONTROLS, Cell, Row, answers, chance, share
 from neuralmem.evaluation.tables import Line
@@ -27,10 +29,11 @@ class Continual:
 
     Args:
         tasks: how many
-        classes: keys of each, with values of their own
+        classes: of each: keys with values of their own, or intents with labels
         shown: how often each is told in its task
         gap: tokens of text behind a task, at least, before all are asked
         spread: tokens of text in front of every fact, at least
+        intents: whether classes are intents, whose examples and questions are all worded differently
     """
 
     tasks: int = 5
@@ -38,33 +41,48 @@ class Continual:
     shown: int = 3
     gap: int = 64
     spread: int = 0
+    intents: bool = False
     name: ClassVar[str] = "continual"
 
     def cells(self, facts: Facts) -> list[Cell]:
         labels = {name: getattr(self, name) for name in ("tasks", "classes", "shown", "gap", "spread")}
+        if self.intents:
+            labels |= {"intents": True, "values": len(LABELS)}
         return [Cell(labels, partial(self._write, facts))]
 
     def _write(self, facts: Facts, number: int, random: Random) -> Script:
         writer, passage = Writer(), facts.passage(random)
-        keys = facts.draw_keys(self.tasks * self.classes, random, "--tasks times --classes")
-        chosen: dict[str, int] = {}
-        for key in keys:
-            chosen[key] = facts.draw_value(key, random, [*chosen.values()])
+        classes = (self._intents if self.intents else self._facts)(facts, random)
         told: dict[str, int] = {}
         writer.read(*passage.take(max(1, self.spread)))
         for after in range(self.tasks + 1):
             if after:
-                own = keys[(after - 1) * self.classes : after * self.classes]
-                for key in (key for _ in range(self.shown) for key in random.sample(own, len(own))):
-                    told[key] = facts.tell(writer, [(key, chosen[key])], passage, self.spread)[0]
+                own = classes[(after - 1) * self.classes : after * self.classes]
+                for i, one in ((i, one) for i in range(self.shown) for one in random.sample(own, len(own))):
+                    told[one.name] = writer.read(*passage.take(self.spread), one.examples[i])
                 writer.read(*passage.take(self.gap))
             writer.ask(
-                *(
-                    facts.question(key, chosen[key], told.get(key), after=after, task=1 + i // self.classes)
-                    for i, key in enumerate(keys)
-                )
+                *(one.ask(told.get(one.name), after=after, task=1 + i // self.classes) for i, one in enumerate(classes))
             )
         return writer.script(number)
+
+    def _facts(self, facts: Facts, random: Random) -> list["_Class"]:
+        """Keys with values, told and asked word for word."""
+        chosen: dict[str, int] = {}
+        for key in facts.draw_keys(self.tasks * self.classes, random, "--tasks times --classes"):
+            chosen[key] = facts.draw_value(key, random, [*chosen.values()])
+        return [
+            _Class(key, [facts.fact(key, value)] * self.shown, partial(facts.question, key, value))
+            for key, value in chosen.items()
+        ]
+
+    def _intents(self, facts: Facts, random: Random) -> list["_Class"]:
+        """Intents with labels, asked in words that no example has."""
+        intents = Intents(facts.encode)
+        return [
+            _Class(one.name, intents.examples(one, self.shown, random), partial(intents.question, one, random))
+            for one in intents.draw(self.tasks * self.classes, random, "--tasks times --classes")
+        ]
 
     def matrix(self, rows: Sequence[Row], control: str = "none") -> list[list[float]]:
         """R of a control: R[i][j - 1] is the share of exact answers on task j after i tasks."""
@@ -110,7 +128,16 @@ class Continual:
         return Curves("tasks one after the other", *axes, curves, note=self.notes(rows)[0], linear=True)
 
     def notes(self, rows: Sequence[Row]) -> list[str]:
-        return [f"{self.classes} keys a task, each told {self.shown} times; {chance(rows)}."]
+        what = "intents a task, asked in other words than told," if self.intents else "keys a task,"
+        return [f"{self.classes} {what} each told {self.shown} times; {chance(rows)}."]
+
+
+class _Class(NamedTuple):
+    """What is learned: its name, its examples in tokens, and what makes its question of where it was told last."""
+
+    name: str
+    examples: list[list[int]]
+    ask: Callable[..., Question]
 
 
 class Measures(NamedTuple):

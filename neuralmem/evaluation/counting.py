@@ -26,7 +26,14 @@ def is_clear(words: Iterable[str], answers: Sequence[str]) -> bool:
     return all(counts[answer] > most for answer in answers)
 
 
-def exact(cell: Cell, draw: Draw, entries: Callable[[Sequence[str]], list[str]], least: int, most: int) -> Build:
+def exact(
+    cell: Cell,
+    draw: Draw,
+    entries: Callable[[Sequence[str]], list[str]],
+    least: int,
+    most: int,
+    further: int | None = None,
+) -> Build:
     """Prompts of exactly `cell.length` tokens: a list a little too long, whose end is cut off.
 
     Args:
@@ -34,7 +41,9 @@ def exact(cell: Cell, draw: Draw, entries: Callable[[Sequence[str]], list[str]],
         draw: makes a prompt with a list of some size
         entries: the list's words as they are written, each with what parts it from the one before
         least, most: sizes of lists
+        further: largest size where `most` does not fill the length; None: `most`
     """
+    last = further or most
 
     def parts(draft: Draft) -> tuple[list[list[int]], int]:
         pieces = [cell.encode(entry) for entry in entries(draft.counted)]
@@ -44,15 +53,19 @@ def exact(cell: Cell, draw: Draw, entries: Callable[[Sequence[str]], list[str]],
     def enough(size: int, random: Random) -> bool:
         return parts(draw(size, None, random))[1] >= cell.length
 
+    def grown(size: int, wanted: int) -> int:
+        # Not past `most` in one go: it is to be seen first whether it is enough.
+        return min(wanted, most if size <= most else last)
+
     random, low, high = cell.random("size"), least, least
     while not enough(high, random):
-        if high == most:
-            raise too_long(cell, most)
-        low, high = high, min(most, 2 * high)
+        if high == last:
+            raise too_long(cell, last)
+        low, high = high, grown(high + 1, 2 * high)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle, random) else (middle, high)
-    start = min(most, high + high // 100)
+    start = grown(high, high + high // 100)
 
     def build(number: int, depth: float | None, random: Random) -> Sample:
         size, tries = start, TRIES
@@ -60,9 +73,9 @@ def exact(cell: Cell, draw: Draw, entries: Callable[[Sequence[str]], list[str]],
             draft = draw(size, depth, random)
             pieces, tokens = parts(draft)
             if tokens < cell.length:
-                if size == most:
-                    raise too_long(cell, most)
-                size = min(most, size + 1 + size // 100)
+                if size == last:
+                    raise too_long(cell, last)
+                size = grown(size + 1, size + 1 + size // 100)
                 continue
             front, back = cell.encode(draft.head), cell.encode(draft.question + draft.prefix)
             room = cell.length - len(front) - len(back)

@@ -81,7 +81,8 @@ def exact(cell: Cell) -> Build:
 
 def ruler(cell: Cell) -> Build:
     """Prompts by RULER's rules."""
+    draw = drawing(cell)  # before anything is divided: it refuses lengths that are shorter than a step
     step = cell.length // 32
     offset = cell.length // LETTERS % step
     sizes = Sizes(step, step, least=max(1, offset), offset=offset, spare=1)  # a text that just fits is one too long
-    return clear(cell, by_rule(cell, drawing(cell), sizes))
+    return clear(cell, by_rule(cell, draw, sizes))

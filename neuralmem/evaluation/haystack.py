@@ -1,8 +1,9 @@
 """Where the text around the needle comes from: the built-in corpus, a grammar, RULER's noise line, or a user's file.
 
 Special: every haystack has an id with the hash of its text, which every result row carries, because the same model
-scores differently in different haystacks; the built-in corpus is used in its held-out part only, which training never
-reads.
+scores differently in different haystacks; a haystack of which longer prompts need more has one id at all lengths, and
+what a prompt is made of hangs on its own length alone. The built-in corpus is used in its held-out part only, which
+training never reads.
 The essays of the official haystack may not be redistributed: point `file:` to them.
 Source: evaluation.md sections 2.1 and 5.
 """
@@ -20,6 +21,7 @@ from neuralmem.evaluation.grammar import sentences as grammar_sentences
 from neuralmem.evaluation.prompts import NOISE
 
 NAMES = ("builtin", "stdlib", "grammar", "noise", "file:PATH")
+LEAST_OF_FILE = 1 << 20  # characters that are read of a file however short the prompts are
 LONGEST_UNIT = 240  # characters; a longer "sentence" (tables, code) is cut at a space, so that depths stay exact
 
 
@@ -30,18 +32,29 @@ class Haystack:
     Args:
         name: as given on the command line
         text: all of it; empty for noise, which is one line repeated, and for what a task makes itself
+        shared: how many characters of the text it has for every length of prompts; None: all
     """
 
     name: str
     text: str = ""
+    shared: int | None = None
 
     @cached_property
     def id(self) -> str:
-        """Name and first eight hexadecimal digits of the sha256 of the text; without a text its name."""
-        if not self.text:
+        """Name and first eight hexadecimal digits of the sha256 of the text that all lengths share."""
+        return self._named(self.text[: self.shared])
+
+    @cached_property
+    def stream(self) -> str:
+        """What random streams hang on: as the id, but of the whole text."""
+        return self._named(self.text)
+
+    def _named(self, text: str) -> str:
+        """The name, of a file its last part, with the hash of a text, if there is one."""
+        if not text:
             return self.name
         name = "file:" + Path(self.name[5:]).name if self.name.startswith("file:") else self.name
-        return f"{name}:{hashlib.sha256(self.text.encode()).hexdigest()[:8]}"
+        return f"{name}:{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     @property
     def is_noise(self) -> bool:
@@ -84,11 +97,12 @@ def open_haystack(name: str, characters: int, seed: int = 0, share: float | None
     if name == "noise":
         return Haystack(name)
     if name == "grammar":
-        return Haystack(f"grammar-{seed}", _grammar(characters, seed))
+        text = _grammar(characters, seed)
+        return Haystack(f"grammar-{seed}", text, len(text.partition("\n")[0]))
     if name in ("builtin", "stdlib"):
         return Haystack(f"{name}-held-out", _held_out(name, seed, share))
     if name.startswith("file:"):
-        return Haystack(name, _file(Path(name[5:]), characters))
+        return Haystack(name, _file(Path(name[5:]), characters), LEAST_OF_FILE)
     raise UserError(f"--haystack is {name!r}; it must be one of {', '.join(NAMES)}{nearest(name, NAMES)}")
 
 
@@ -138,7 +152,7 @@ def _file(path: Path, characters: int) -> str:
     if not path.is_file():
         raise UserError(f"--haystack is 'file:{path}', which is no file")
     with path.open(encoding="utf-8", errors="replace") as file:
-        text = file.read(max(characters, 1 << 20))
+        text = file.read(max(characters, LEAST_OF_FILE))
     if not text.strip():
         raise UserError(f"--haystack is 'file:{path}', which holds no text")
     return text

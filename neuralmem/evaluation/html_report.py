@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 from neuralmem import durable, page, provenance
 from neuralmem.errors import UserError
-from neuralmem.evaluation.journal import read_lines
+from neuralmem.evaluation.journal import MACHINE, read_lines
 
-FILE, MACHINE = "report.html", "machine.json"
+FILE = "report.html"
 MOST_ROWS, MOST_VALUES, LONGEST = 200, 8, 80  # rows of a table; values of a setting, and characters of one
 HIDDEN = {"wall_s", "read_s", "seconds", "hit", "state_bytes", "text_bytes", "index_bytes"}  # measured: no settings
 MEANINGS = {

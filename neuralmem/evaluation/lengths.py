@@ -54,17 +54,30 @@ def parse_tokens(text: str, option: str) -> int:
     return int(found[1]) * _UNITS[found[2]]
 
 
-def parse_samples(text: str) -> tuple[int, ...]:
+def parse_samples(text: str, lengths: int | None = None) -> tuple[int, ...]:
     """Samples per length, in ascending order of the lengths.
+
+    Args:
+        text: separated by commas; the last number is for all further lengths
+        lengths: how many lengths there are, where that is known
+
+    Raises:
+        UserError: something that is no number, or more numbers than lengths.
 
     Example:
         >>> parse_samples("200,200,50")
         (200, 200, 50)
     """
-    for part in split_list(text, "--samples"):
+    parts = split_list(text, "--samples")
+    for part in parts:
         if not part.isdecimal() or not int(part):
             raise UserError(f"--samples holds {part!r}; it must be a number: 50, or 200,200,50 for one per length")
-    return tuple(map(int, split_list(text, "--samples")))
+    if lengths is not None and len(parts) > lengths:
+        raise UserError(
+            f"--samples is {text!r}, with more numbers than the {lengths} of --lengths; it must be at most "
+            f"{','.join(parts[:lengths])}"
+        )
+    return tuple(map(int, parts))
 
 
 def parse_depths(text: str) -> list[float] | None:

@@ -3,10 +3,13 @@
 Special: a state is a value, so a question is read by a copy of it and the text goes on as if nobody had asked. With the
 memory frozen or off nothing is written, and before a question only what it can still see is read. The reset control
 answers every question from a fresh state and reads nothing else; the shuffled one from the state after the next script.
+A reading that was stopped goes on within its text: with the state, what was answered until then is kept.
 """
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +18,7 @@ from torch import Tensor
 from neuralmem.errors import UserError
 from neuralmem.evaluation.reader import MODES, Reader
 from neuralmem.evaluation.rope import Rope
-from neuralmem.evaluation.script import Ask, Question, Read, Script
+from neuralmem.evaluation.script import Ask, Drop, Question, Read, Script, Step
 
 KEPT_UP = ("none", "shuffled")  # ablations under which everything is read and written
 _ROWS, _STATE = 256, 1 << 28  # rows and bytes of state that are asked at once
@@ -51,17 +54,25 @@ class _Place:
 
     Args:
         state: after all that was read, where that is kept up
+        state_bytes: per row, at the last question
         texts: since the last drop, of each row
         total: tokens so far, of each row
         first: tokens before the last drop, of each row
         stale: whether `state` is to be made from `texts` before it is asked
+        step: number of the step
+        done: tokens of that step's texts that an earlier reading has read
+        before: tokens of the longest text of every step before
     """
 
     state: Any
+    state_bytes: int
     texts: list[list[Rope]]
     total: list[int]
     first: list[int]
     stale: bool = False
+    step: int = 0
+    done: int = 0
+    before: int = 0
 
 
 class Listener(Reader):
@@ -103,25 +114,74 @@ class Listener(Reader):
         rows = len(scripts)
         if ablation == "shuffled" and rows < 2:
             raise UserError("shuffled needs the state of another text; read at least two side by side")
-        place = _Place(self.model.init_state(rows), [[] for _ in scripts], [0] * rows, [0] * rows)
-        replies: list[list[Reply]] = [[] for _ in scripts]
-        size = place.state.nbytes // rows
-        for steps in zip(*(script.steps for script in scripts), strict=True):
-            if isinstance(steps[0], Read):
-                self._hear([step.text for step in steps], place, ablation)
-            elif isinstance(steps[0], Ask):
-                size = self._answer_all(steps, place, ablation, replies)
+        steps = list(zip(*(script.steps for script in scripts), strict=True))
+        place, replies = self._begin(scripts, steps, ablation)
+        for number in range(place.step, len(steps)):
+            step, place.step = steps[number], number
+            if isinstance(step[0], Read):
+                keep = partial(self._bookmark, place, replies) if self.bookmark and ablation in KEPT_UP else None
+                self._hear([one.text for one in step], place, ablation, keep)
+            elif isinstance(step[0], Ask):
+                self._answer_all(step, place, ablation, replies)
             else:
                 self._drop(place, ablation)
-        return replies, size
+        return replies, place.state_bytes
 
-    def _hear(self, texts: Sequence[Rope], place: _Place, ablation: str) -> None:
+    def _begin(
+        self, scripts: Sequence[Script], steps: Sequence[Any], ablation: str
+    ) -> tuple[_Place, list[list[Reply]]]:
+        """Where to begin, and the replies so far: at the first step, or within that where a reading was stopped."""
+        rows, state = len(scripts), self.model.init_state(len(scripts))
+        place = _Place(state, state.nbytes // rows, [[] for _ in scripts], [0] * rows, [0] * rows)
+        replies: list[list[Reply]] = [[] for _ in scripts]
+        if self.bookmark is None or ablation not in KEPT_UP:
+            return place, replies
+        what = [ablation, str(self.stream_chunk), *(script.sha256 for script in scripts)]
+        kept = self.bookmark.begin(what, self.model)
+        if kept.state is None or not kept.note:
+            return place, replies
+        note = json.loads(kept.note)
+        place.step, place.done, place.before = note["step"], note["done"], kept.tokens - note["done"]
+        place.state, place.state_bytes = kept.state, note["bytes"]
+        for step in steps[: place.step]:
+            if isinstance(step[0], Drop):
+                place.first = list(place.total)
+            for row, one in enumerate(step):
+                tokens = _tokens(one)
+                place.total[row] += tokens
+                self.progress(tokens)
+        for script, found, known in zip(scripts, replies, note["replies"], strict=True):
+            asked = (q for step in script.steps if isinstance(step, Ask) for q in step.questions)
+            found += [Reply(q, tuple(right), *rest) for q, (right, *rest) in zip(asked, known, strict=False)]
+        return place, replies
+
+    def _bookmark(self, place: _Place, replies: list[list[Reply]], done: int, state: Any) -> None:
+        """Keep how far the text of a step has been read, and what was answered before it."""
+
+        def note() -> bytes:
+            said = [[(r.right, r.nll, r.distance, r.seen) for r in own] for own in replies]
+            about = {"step": place.step, "done": done, "bytes": place.state_bytes, "replies": said}
+            return json.dumps(about).encode()
+
+        assert self.bookmark is not None
+        self.bookmark.keep(place.before + done, state, note)
+
+    def _hear(
+        self,
+        texts: Sequence[Rope],
+        place: _Place,
+        ablation: str,
+        keep: Callable[[int, Any], None] | None = None,
+    ) -> None:
         for row, text in enumerate(texts):
             place.texts[row].append(text)
             place.total[row] += len(text)
         if ablation in KEPT_UP:
             place.texts = [[] for _ in texts]
-            _, place.state = self._read([(text, 0, len(text)) for text in texts], place.state, "on")
+            self.progress(sum(min(place.done, len(text)) for text in texts))
+            spans = [(text, 0, len(text)) for text in texts]
+            _, place.state = self._read(spans, place.state, "on", place.done, keep)
+            place.before, place.done = place.before + max(map(len, texts)), 0
         else:
             self.progress(sum(map(len, texts)))
             place.stale = True
@@ -152,12 +212,12 @@ class Listener(Reader):
         _, place.state = self._read(spans, place.state, MODES[ablation])
         self.progress = calm
 
-    def _answer_all(self, asks: Sequence[Any], place: _Place, ablation: str, replies: list[list[Reply]]) -> int:
-        """Replies to the questions of a step -> bytes of state per row."""
+    def _answer_all(self, asks: Sequence[Any], place: _Place, ablation: str, replies: list[list[Reply]]) -> None:
+        """Replies to the questions of a step."""
         self._catch_up(place, ablation)
         pairs = [(row, question) for row, ask in enumerate(asks) for question in ask.questions]
-        size = place.state.nbytes // len(asks)
-        group = max(1, min(_ROWS, _STATE // max(1, size)))
+        place.state_bytes = place.state.nbytes // len(asks)
+        group = max(1, min(_ROWS, _STATE // max(1, place.state_bytes)))
         state: Any = None
         for start in range(0, len(pairs), group):
             some = pairs[start : start + group]
@@ -170,7 +230,6 @@ class Listener(Reader):
                 replies[row].append(Reply(question, right, nll, distance, seen))
         if asks[0].keep:
             self._keep(asks, place, state, ablation)
-        return size
 
     def _keep(self, asks: Sequence[Any], place: _Place, state: Any, ablation: str) -> None:
         """Questions that stay in the text with their answers, whose last tokens are still to be read."""
@@ -213,6 +272,14 @@ class Listener(Reader):
         """As `Sample.beyond`: not when all of it is farther back than the reach, or in a session that has ended."""
         told = question.told
         return told is not None and distance is not None and distance <= self.model.reach and told > first
+
+
+def _tokens(step: Step) -> int:
+    """Tokens by which a step makes a text longer."""
+    if isinstance(step, Read):
+        return len(step.text)
+    kept = step.questions if isinstance(step, Ask) and step.keep else ()
+    return sum(len(question.tokens) + len(question.answer) for question in kept)
 
 
 def _per_answer(questions: Sequence[Question], right: Tensor, nll: Tensor) -> Iterator[tuple[tuple[bool, ...], float]]:

@@ -10,6 +10,8 @@ Source: evaluation.md section 4.5 (the history cut to the last w tokens).
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -17,7 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from neuralmem.evaluation.bookmark import Bookmark
 from neuralmem.generation.protocol import LanguageModel, device_of
+from neuralmem.typing import MemoryMode
 
 Reading = Literal["on", "frozen", "off", "window"]
 READINGS: tuple[Reading, ...] = ("on", "frozen", "off", "window")
@@ -42,12 +46,15 @@ class LossReader:
         stream_chunk: tokens of a row read per call, at most
         segment: the model's layers part a text into segments of so many tokens (Titans MAC): windows begin with one
         progress: called with the number of tokens read
+        bookmark: where to keep how far texts are read, so that a long reading that was stopped goes on; whoever has
+            written down its losses calls `bookmark.end()`. Not used for "window", where there is no state to go on from
     """
 
     model: LanguageModel
     stream_chunk: int = 1024
     segment: int = 1
     progress: Callable[[int], None] = lambda tokens: None
+    bookmark: Bookmark | None = None
 
     def readings(self) -> tuple[Reading, ...]:
         """What this model can be read under: without a memory there are no controls, with full attention no window."""
@@ -63,14 +70,22 @@ class LossReader:
             rows: Int[T] each, at least two tokens
             reading: one of `READINGS`
         """
-        if reading == "window":
-            return self._windows(rows)
-        found: list[list[Tensor]] = [[] for _ in rows]
-        state = self.model.init_state(len(rows))
+        return self._windows(rows) if reading == "window" else self._read(rows, reading, self.bookmark)
+
+    def _read(self, rows: Sequence[Tensor], reading: MemoryMode, bookmark: Bookmark | None = None) -> Losses:
         lengths = torch.tensor([len(row) - 1 for row in rows])
         longest, device = int(lengths.max()), device_of(self.model)
         width = max(1, min(self.stream_chunk, _LOGITS // (len(rows) * self._vocabulary())))
-        for start in range(0, longest, width):
+        state, found, first = self.model.init_state(len(rows)), [[row.new_empty(0).float()] for row in rows], 0
+        if bookmark is not None:
+            hashes = (sha256(row.numpy().tobytes()).hexdigest() for row in rows)
+            kept = bookmark.begin([reading, str(width), *hashes], self.model)
+            if kept.state is not None and kept.note:
+                state, first, before = kept.state, kept.tokens, lengths.clamp(max=kept.tokens).tolist()
+                losses = torch.frombuffer(bytearray(kept.note), dtype=torch.float32)
+                found = [[part.clone()] for part in losses.split(before)]
+                self.progress(sum(before))
+        for start in range(first, longest, width):
             stop = min(start + width, longest)
             tokens = torch.zeros(len(rows), stop - start + 1, dtype=torch.long)
             for i, row in enumerate(rows):
@@ -83,6 +98,8 @@ class LossReader:
             for i, row in enumerate(losses):
                 found[i].append(row[mask[i]])
             self.progress(int(mask.sum()))
+            if bookmark is not None:
+                bookmark.keep(stop, state, partial(_as_bytes, found))
         return Losses([torch.cat(parts) for parts in found], state.nbytes // len(rows))
 
     def cost(self, tokens: int, reading: Reading) -> int:
@@ -99,7 +116,7 @@ class LossReader:
         size = 0
         for first in range(0, len(places), group):
             some = places[first : first + group]
-            read, size = self.read([rows[i][begin:stop] for i, begin, _, stop in some])
+            read, size = self._read([rows[i][begin:stop] for i, begin, _, stop in some], "on")
             for losses, (i, begin, start, _) in zip(read, some, strict=True):
                 found[i].append(losses[start - 1 - begin :])
         return Losses([torch.cat(parts) for parts in found], size)
@@ -116,6 +133,11 @@ class LossReader:
     def _vocabulary(self) -> int:
         config = getattr(self.model, "config", None)
         return getattr(config, "vocab_size", 1)
+
+
+def _as_bytes(found: Sequence[Sequence[Tensor]]) -> bytes:
+    """Losses of all rows, one row after another, Float32."""
+    return torch.cat([part for parts in found for part in parts]).numpy().tobytes()
 
 
 def bucket_ends(length: int, anchor: int = FIRST_BUCKET) -> list[int]:

@@ -1,10 +1,12 @@
 """How far attention and convolutions really reach: the farthest token whose change still alters a logit.
 
 Special: the reach that a model states is added up over its layers, a bound; trained weights may use less of it, and a
-mistake in a mask would show as more. Measured in float64 with the memory frozen, so that nothing is written.
+mistake in a mask would show as more, of which a warning is given. Measured in float64 with the memory frozen, so that
+nothing is written.
 """
 
 import copy
+import warnings
 from typing import Any
 
 import torch
@@ -19,6 +21,8 @@ LOGITS = 1 << 25  # float64 numbers at once
 @torch.no_grad()
 def measured_reach(model: Any, seed: int = 0) -> int | None:
     """Tokens back, at most, that a changed token acts on a logit while nothing is written.
+
+    Warns where that is farther than the model states: what counts as beyond reach may then be seen without a memory.
 
     Args:
         model: a `CausalLM`; not changed
@@ -54,4 +58,10 @@ def measured_reach(model: Any, seed: int = 0) -> int | None:
             altered = ((logits[:-1] - logits[-1:]).abs().amax(-1) > ALTERED).nonzero().cpu()
             distances = at + altered[:, 1] - places[altered[:, 0]]
             farthest = max([farthest, *distances.tolist()])
+    if farthest > model.reach:
+        warnings.warn(
+            f"attention and convolutions reach {farthest:,} tokens back, farther than the {model.reach:,} that the "
+            "model states (a mask is wrong?); answers beyond the stated reach say nothing about the memory",
+            stacklevel=3,  # no_grad is between
+        )
     return farthest

@@ -4,15 +4,16 @@ Special: rows are appended after every batch, so a run that was stopped goes on 
 prompt's hash, checkpoint and ablation are in the file, so changing the options never mixes up results.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 
 from neuralmem.evaluation import cwe, fwe, vt
 from neuralmem.evaluation import rows as store
-from neuralmem.evaluation.cell import Build, Cell
+from neuralmem.evaluation.cell import Build, Cell, reserve
 from neuralmem.evaluation.contexts import TokenisedHaystack
 from neuralmem.evaluation.haystack import Haystack, open_haystack
 from neuralmem.evaluation.prompts import Task
@@ -40,7 +41,7 @@ class Settings:
         lengths: nominal lengths in tokens
         depths: percents, gone round by the samples; None: where the protocol puts needles
         samples: per task and haystack, for each length in ascending order; the last one for all further lengths
-        seed: same seed, same prompts
+        seed: same seed, same prompts of a length, whatever other lengths there are
         protocol: one of `protocols.PROTOCOLS`
         haystacks: names; empty: noise for s-niah-pk, the built-in corpus for the others. Tasks that make their own
             (mk-niah-2, mk-niah-3, vt, cwe, fwe) have that one whatever stands here
@@ -105,49 +106,63 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     path = out / "rows.jsonl"
     have = {row.identity: row for row in store.read(path, repair=True)}
+    asked = {row.prompt_sha256 for row in have.values()}
     found: list[Row] = []
     for cell, build in todo:
         samples = [build(i, depth_of(settings, i), cell.random(i)) for i in range(settings.count(cell.length))]
+        _warn_of_short(samples, cell, asked)
         partner = partial(_partner, samples, cell, build, settings)
         found += _run_cell(samples, partner, settings, reader, subject, path, have)
     return found
 
 
 def cells(settings: Settings, tokenizer: TokenizerLike, training: TrainingData) -> Iterator[tuple[Cell, Build]]:
-    """Every task, haystack and length, with what builds its samples."""
-    longest = max(settings.lengths)
+    """Every task, haystack and length, with what builds its samples; no cell hangs on the others."""
+    known: dict[Haystack, Haystack] = {}  # what is the same for several lengths is taken apart once
     for task in settings.tasks:
-        for haystack in _haystacks(task, settings, training, longest):
-            make = _builder(task, haystack, tokenizer, longest, settings, training)
-            protocol = "exact" if task.name == "recall" else settings.protocol
+        make = _builder(task, tokenizer, settings, training)
+        protocol = "exact" if task.name == "recall" else settings.protocol
+        for name in _haystacks(task, settings, training):
             for length in settings.lengths:
+                haystack = _open(task, name, length, settings, training)
+                haystack = known.setdefault(haystack, haystack)
                 cell = Cell(task, protocol, length, haystack, settings.seed, tokenizer.encode)
                 yield cell, make(cell)
 
 
-def _haystacks(task: Task, settings: Settings, training: TrainingData, longest: int) -> Iterator[Haystack]:
-    """Those to be used with a task."""
-    if task.name in OWN or task.haystack not in ("text", "noise"):
-        yield Haystack(task.haystack)
-        return
-    for name in settings.haystacks or ("noise" if task.haystack == "noise" else training.haystack,):
-        yield open_haystack(name, 6 * longest, settings.seed, training.share)
+def _makes_its_own(task: Task) -> bool:
+    return task.name in OWN or task.haystack not in ("text", "noise")
+
+
+def _haystacks(task: Task, settings: Settings, training: TrainingData) -> tuple[str, ...]:
+    """Names of those to be used with a task."""
+    if _makes_its_own(task):
+        return (task.haystack,)
+    return settings.haystacks or ("noise" if task.haystack == "noise" else training.haystack,)
+
+
+def _open(task: Task, name: str, length: int, settings: Settings, training: TrainingData) -> Haystack:
+    """The haystack of that name for prompts of that length."""
+    if _makes_its_own(task):
+        return Haystack(name)
+    return open_haystack(name, 6 * length, settings.seed, training.share)
+
+
+def _enough(cell: Cell) -> int:
+    """Tokens beyond which more text would not be used."""
+    return max(2 * cell.length, 1 << 18)
 
 
 def _builder(
-    task: Task,
-    haystack: Haystack,
-    tokenizer: TokenizerLike,
-    longest: int,
-    settings: Settings,
-    training: TrainingData,
+    task: Task, tokenizer: TokenizerLike, settings: Settings, training: TrainingData
 ) -> Callable[[Cell], Build]:
-    """What makes the builder of each length; the haystack is tokenised once for all of them."""
-    enough = max(2 * longest, 1 << 18)  # tokens beyond which more text would not be used
+    """What makes the builder of each cell; a text is tokenised once for all that draw from as much of it."""
     if task.name == "recall":
-        lines = tokenise_lines(haystack.passage(4 * enough), tokenizer)
         keys = training_keys(training, tokenizer, settings.facts)
-        return lambda cell: recall_prompts(cell, lines, training.form, keys, settings.facts)
+        lines = cache(lambda haystack, enough: tokenise_lines(haystack.passage(4 * enough), tokenizer))
+        return lambda cell: recall_prompts(
+            cell, lines(cell.haystack, _enough(cell)), training.form, keys, settings.facts
+        )
     if task.name in OWN:
         own = OWN[task.name]
         return own.exact if settings.protocol == "exact" else own.ruler
@@ -155,9 +170,24 @@ def _builder(
         return ruler
     if task.haystack == "needles":
         return lambda cell: exact(cell, None)
+    sentences = cache(partial(_tokenise, tokenizer))
+    return lambda cell: exact(cell, sentences(cell.haystack, _enough(cell)))
+
+
+def _tokenise(tokenizer: TokenizerLike, haystack: Haystack, enough: int) -> TokenisedHaystack:
     separator = "\n" if haystack.is_noise else " "
-    tokens = TokenisedHaystack.of_units(haystack.sentences, separator, tokenizer.encode, enough)
-    return lambda cell: exact(cell, tokens)
+    return TokenisedHaystack.of_units(haystack.sentences, separator, tokenizer.encode, enough)
+
+
+def _warn_of_short(samples: Sequence[Sample], cell: Cell, asked: Container[str]) -> None:
+    """Say that prompts are, with their answers, under half of their length on the mean; once, when they are new."""
+    mean = sum(len(sample.rope) for sample in samples) / len(samples)
+    if mean + reserve(cell.task) < cell.length / 2 and samples[-1].rope.sha256() not in asked:
+        print(
+            f"warning: --lengths holds {cell.length}; prompts of {cell.task.name} with --protocol {cell.protocol} in "
+            f"{samples[0].haystack} have {mean:,.0f} tokens on the mean, exact would fill them",
+            file=sys.stderr,
+        )
 
 
 def readings(ablations: Sequence[str]) -> int:

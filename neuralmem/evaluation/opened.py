@@ -45,8 +45,16 @@ class Opened:
     stream_chunk: int
 
 
-def add_common_options(parser: argparse.ArgumentParser, command: str) -> None:
-    """The options of every command that evaluates a checkpoint."""
+def add_common_options(
+    parser: argparse.ArgumentParser, command: str, together: str | None = "prompts read together"
+) -> None:
+    """The options of every command that evaluates a checkpoint.
+
+    Args:
+        parser: of the command
+        command: names the folder of the results
+        together: what `--batch-size` counts; None: one text is read in one call, so there is nothing to choose
+    """
     add = parser.add_argument
     add(
         "--checkpoint",
@@ -56,8 +64,11 @@ def add_common_options(parser: argparse.ArgumentParser, command: str) -> None:
     )
     add("--out", metavar="DIR", help=f"where results go (RUN/{command}; runs/NAME/{command})")
     add("--seed", type=int, default=42, metavar="N", help="same seed, same prompts (42)")
-    add("--stream-chunk", type=int, metavar="N", help="tokens read per call, at most (512; 4096 on a GPU)")
-    add("--batch-size", type=int, default=16, metavar="N", help="prompts read together (16)")
+    if together is None:
+        parser.set_defaults(stream_chunk=None, batch_size=None)
+    else:
+        add("--stream-chunk", type=int, metavar="N", help="tokens read per call, at most (512; 4096 on a GPU)")
+        add("--batch-size", type=int, default=16, metavar="N", help=f"{together} (16)")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, ... (auto)")
     add("--dtype", default="float32", choices=["float32", "bfloat16", "float64"], help="of the weights (float32)")
     add("--threads", type=int, metavar="N", help="CPU threads (as torch does)")

@@ -8,10 +8,13 @@ Source: evaluation.md sections 4.5 and 11.
 """
 
 import hashlib
+import json
 import math
+import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -22,8 +25,9 @@ from neuralmem.evaluation.bootstrap import Mean, weighted_mean
 from neuralmem.evaluation.journal import Journal
 from neuralmem.evaluation.losses import LossReader, Reading
 from neuralmem.evaluation.rows import Subject
-from neuralmem.generation.protocol import TokenizerLike
+from neuralmem.tokenizer import Tokenizer
 
+BYTE = re.compile("<0x[0-9A-F]{2}>")  # a single byte in a vocabulary of text, for what that cannot spell
 IDENTITY = ("text_sha256", "memory", "ckpt_sha256", "chunk_size_eval", "dtype")
 
 
@@ -33,7 +37,7 @@ class Piece(NamedTuple):
     Args:
         id: of the document
         tokens: Int[T], the first is given and not predicted
-        bytes: of the text of the predicted tokens, in UTF-8
+        bytes: of the predicted tokens, in UTF-8; a token may be a part of a character
         sha256: of the tokens
     """
 
@@ -43,19 +47,44 @@ class Piece(NamedTuple):
     sha256: str
 
 
-def pieces(documents: Iterable[Document], tokenizer: TokenizerLike, budget: int) -> Iterator[Piece]:
+def pieces(documents: Iterable[Document], tokenizer: Tokenizer, budget: int) -> Iterator[Piece]:
     """Documents of two tokens at least, until so many tokens have been given; the last one is cut."""
+    size = token_bytes(tokenizer)
     for document in documents:
         if budget < 2:
             return
-        ids = tokenizer.encode(document.text)
-        whole = len(ids) <= budget
-        ids = ids[:budget]
+        ids = tokenizer.encode(document.text)[:budget]
         if len(ids) > 1:
             budget -= len(ids)
-            text = document.text if whole else tokenizer.decode(ids)
-            given = len(tokenizer.decode(ids[:1]).encode())
-            yield Piece(document.id, torch.tensor(ids), len(text.encode()) - given, sha256(ids))
+            yield Piece(document.id, torch.tensor(ids), sum(map(size, ids[1:])), sha256(ids))
+
+
+def token_bytes(tokenizer: Tokenizer) -> Callable[[int], int]:
+    """What counts the bytes of a token within a text, also where decoding gives U+FFFD for a part of a character.
+
+    Example:
+        >>> from neuralmem.tokenizer import ByteTokenizer
+        >>> [token_bytes(ByteTokenizer())(i) for i in ByteTokenizer().encode("né")]
+        [1, 1, 1]
+    """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import pre_tokenizers
+
+    backend = Backend.from_str(tokenizer.definition)
+    spelled_in_bytes = "ByteLevel" in json.dumps(json.loads(tokenizer.definition)["decoder"])
+    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+
+    @cache
+    def size(i: int) -> int:
+        token = backend.id_to_token(i) or ""
+        if spelled_in_bytes:  # a letter is a byte, but for tokens that were added as text
+            return len(token if alphabet.issuperset(token) else token.encode())
+        if BYTE.fullmatch(token):
+            return 1
+        # Twice, since the first token of a text may lose its space.
+        return len(tokenizer.decode([i, i]).encode()) - len(tokenizer.decode([i]).encode())
+
+    return size
 
 
 def sha256(ids: Sequence[int] | Tensor) -> str:
@@ -85,7 +114,8 @@ def measure(
             batch = todo[start : start + batch_size]
             begin = time.perf_counter()
             losses = reader.read([d.tokens for d in batch], reading)
-            seconds = (time.perf_counter() - begin) / len(batch)
+            bookmark = reader.bookmark if reading != "window" else None
+            seconds = (bookmark.seconds if bookmark else time.perf_counter() - begin) / len(batch)
             journal.add(
                 *(
                     key(d.sha256, reading, subject)
@@ -94,7 +124,10 @@ def measure(
                     for d, row in zip(batch, losses.rows, strict=True)
                 )
             )
-        found += [row for k in keys if (row := journal.find(**k))]
+            if bookmark is not None:
+                bookmark.end()
+        # Older rows counted the bytes of decoded text, which a part of a character is not.
+        found += [row | {"bytes": d.bytes} for d, k in zip(documents, keys, strict=True) if (row := journal.find(**k))]
     return found
 
 

@@ -54,7 +54,8 @@ def measure(
             batch = todo[start : start + batch_size]
             begin = time.perf_counter()
             losses = reader.read([rows[i].tokens for i in batch], reading)
-            seconds = (time.perf_counter() - begin) / len(batch)
+            bookmark = reader.bookmark if reading != "window" else None
+            seconds = (bookmark.seconds if bookmark else time.perf_counter() - begin) / len(batch)
             journal.add(
                 *(
                     keys[i]
@@ -71,6 +72,8 @@ def measure(
                     for i, row in zip(batch, losses.rows, strict=True)
                 )
             )
+            if bookmark is not None:
+                bookmark.end()
         named = [(k, one.document) for k, one in zip(keys, rows, strict=True)]
         found += [row | {"document": document} for k, document in named if (row := journal.find(**k))]
     return found

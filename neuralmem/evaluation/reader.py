@@ -128,10 +128,11 @@ class Reader:
         """-> the state after rope[start:stop] of every row, read from where an earlier reading has come to."""
         state, done, bookmark = self.model.init_state(len(spans)), 0, self.bookmark if mode == "on" else None
         if bookmark is not None:
-            done, kept = bookmark.begin([f"{rope.sha256()} {start} {stop}" for rope, start, stop in spans], self.model)
+            what = [f"{rope.sha256()} {start} {stop}" for rope, start, stop in spans]
+            kept = bookmark.begin([str(self.stream_chunk), *what], self.model)
+            state, done = state if kept.state is None else kept.state, kept.tokens
             self.progress(sum(min(done, stop - start) for _, start, stop in spans))
-            state = state if kept is None else kept
-        return self._read(spans, state, mode, done, bookmark)[1]
+        return self._read(spans, state, mode, done, None if bookmark is None else bookmark.keep)[1]
 
     def _shuffle(
         self, samples: Sequence[Sample], read: Any, partner: Callable[[], Sample] | None
@@ -168,10 +169,10 @@ class Reader:
         state: Any,
         mode: MemoryMode,
         done: int = 0,
-        bookmark: Bookmark | None = None,
+        keep: Callable[[int, Any], None] | None = None,
     ) -> tuple[Tensor, Any]:
         """Read rope[start:stop] of every row, of which `done` tokens have been read before -> Float[B, V] logits after
-        each row's last token that is read now, and the state."""
+        each row's last token that is read now, and the state; `keep` is told how far it has come with every call."""
         lengths = torch.tensor([stop - start for _, start, stop in spans])
         longest = int(lengths.max())
         last = torch.zeros(len(spans), self.tokenizer.vocab_size, device=self.device)
@@ -182,8 +183,8 @@ class Reader:
             logits, state = self._call(rows, width, state, mode, ends)
             self.progress(sum(map(len, rows)))
             last[ends.any(1).to(self.device)] = logits.float()
-            if bookmark is not None:
-                bookmark.keep(at + width, state)
+            if keep is not None:
+                keep(at + width, state)
         return last, state
 
     def _call(

@@ -15,6 +15,7 @@ from neuralmem.evaluation.levenshtein import similarity
 from neuralmem.evaluation.prompts import Task
 from neuralmem.evaluation.reader import Answer
 from neuralmem.evaluation.rope import Rope
+from neuralmem.evaluation.rows import Subject, facts_of_line
 from neuralmem.evaluation.sample import Sample
 from neuralmem.evaluation.stats import Share, wilson
 
@@ -112,14 +113,24 @@ def new_tokens(cell: Sequence[Sample]) -> int:
 
 
 def score(sample: Sample, answer: Answer, reach: int) -> dict[str, Any]:
-    """Scores of one copy, and what a copy without the odd word would get.
+    """Scores of one copy, and what a copy without the odd word would get; see `_judge`."""
+    return _judge(sample, answer.text, reach)
+
+
+def score_again(sample: Sample, row: dict[str, Any], subject: Subject) -> dict[str, Any]:
+    """What a row must say by its prompt and its prediction."""
+    return facts_of_line(sample, subject) | _judge(sample, row["pred"], subject.reach)
+
+
+def _judge(sample: Sample, prediction: str, reach: int) -> dict[str, Any]:
+    """Scores of what was said.
 
     Similarity is 1 less the edit distance in characters by the length of the longer text, 0 for an empty answer; white
     space at the ends of the answer is left off. Every word is copied from as far back as the text is long, so that is
     the distance, and beyond reach are texts longer than the reach.
     """
     common, odd = find_pair(sample.key)
-    text, said = text_of((common, odd), sample.length, sample.number), answer.text.strip()
+    text, said = text_of((common, odd), sample.length, sample.number), prediction.strip()
     words, tokens = said.split(), sample.context[1] - sample.context[0]
     return {
         "words": sample.length,

@@ -2,14 +2,17 @@
 
 Special: every evaluation keeps its answers under the hash of what was asked, and asks only what it does not have. So
 the same command on a copy of the results makes its prompts again, finds all of them answered, and writes the same
-tables; a model that is called all the same says that a prompt, the checkpoint or a setting is another one.
+tables; a model that is called all the same says that a prompt, the checkpoint or a setting is another one. Rows that
+are found must say of their prompt what it says itself, and their scores must be those of their answers
+(`Journal.confirm`).
 Source: evaluation.md section 9, point 12.
 """
 
+import argparse
 import contextlib
 import json
 import os
-import shlex
+import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +23,14 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from neuralmem.errors import UserError
 from neuralmem.evaluation.cli import find, parse
-from neuralmem.evaluation.html_report import MACHINE
+from neuralmem.evaluation.haystack import open_haystack
+from neuralmem.evaluation.journal import MACHINE, checking, made_by, read_lines
+from neuralmem.evaluation.recall import CORPORA, read_training_data
 from neuralmem.models.causal_lm import CausalLM
 from neuralmem.models.pretrained import locate
 
 CONFIG = "config.json"
+_NOT_THERE = "a prompt that the command makes is not among the rows of {}, or is of another model"
 
 
 class Asked(Exception):
@@ -47,21 +53,25 @@ def differences(out: Path, checkpoint: str | None) -> Iterator[str]:
         given = options.checkpoint
     except (UserError, AttributeError) as error:
         raise UserError(f"--out has {out / MACHINE}, whose command cannot be given again: {error}") from None
-    options.checkpoint = checkpoint or given
+    options.checkpoint, options.device = checkpoint or given, "cpu"  # no model is asked, so any device will do
     with TemporaryDirectory() as folder:
         again = Path(folder)
         for file in out.glob("*.jsonl"):
             shutil.copy(file, again)
         options.out = folder
-        try:
-            with _nobody_asked(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-                find(name).run(options)
-        except UserError as error:
-            raise UserError(f"--out has {out / MACHINE}, whose command cannot be given again here: {error}") from None
-        except Asked:
-            yield f"{name}: a prompt that the command makes is not among the rows of {out}, or is of another model"
-            return
-        for table in sorted(again.glob("*.csv")):
+        with checking() as found:
+            try:
+                with _nobody_asked(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+                    find(name).run(options)
+                asked = list[str]()
+            except UserError as error:
+                raise UserError(
+                    f"--out has {out / MACHINE}, whose command cannot be given again here: {error}"
+                ) from None
+            except Asked:
+                asked = [_other_text(out, options) or f"{name}: {_NOT_THERE.format(out)}{_other_python(out)}"]
+        yield from found + asked
+        for table in () if asked else sorted(again.glob("*.csv")):
             yield from compare(table.read_text(encoding="utf-8"), out / table.name)
 
 
@@ -71,11 +81,9 @@ def read_command(out: Path) -> tuple[str, list[str]]:
     Raises:
         UserError: the folder does not say.
     """
-    try:
-        _, name, *arguments = shlex.split(json.loads((out / MACHINE).read_text(encoding="utf-8"))["command"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"--out is {str(out)!r}, whose machine.json does not say which command made it") from None
-    return name, arguments
+    if not (words := made_by(out)):
+        raise UserError(f"--out is {str(out)!r}, whose machine.json does not say which command made it")
+    return words[0], words[1:]
 
 
 def asked_checkpoint(out: Path) -> Path:
@@ -92,6 +100,42 @@ def asked_checkpoint(out: Path) -> Path:
     if found := next((place for place in places if (place / CONFIG).is_file()), None):
         return found
     raise UserError(f"--out is {str(out)!r}, which does not say what was asked; give --checkpoint RUN")
+
+
+def another_haystack(rows: str, before: str, now: str) -> str:
+    """The line on a haystack whose text is not what it was.
+
+    Args:
+        rows: which rows, in words
+        before: its id in these rows
+        now: its id here
+    """
+    if not before.startswith(tuple(f"{name}-held-out:" for name in CORPORA)):
+        return f"haystack: {rows} have {before}, its text is now {now}; verify with the text that was asked of"
+    return (
+        f"haystack: {rows} have {before}, this Python gives {now} (text of the Python library differs between "
+        f"versions); verify with the Python that {MACHINE} names"
+    )
+
+
+def _other_text(out: Path, options: argparse.Namespace) -> str:
+    """What to say where no row of the command's seed is of the library that this Python has; else nothing."""
+    rows = [row for file in sorted(out.glob("*.jsonl")) for row in read_lines(file)]
+    ids = {str(row.get("haystack_id")) for row in rows if row.get("seed") == options.seed}
+    for flavour in CORPORA:
+        if before := sorted(one for one in ids if one.startswith(f"{flavour}-held-out:")):
+            now = open_haystack(flavour, 0, options.seed, read_training_data(options.checkpoint).share).id
+            if now not in before:
+                return another_haystack("the rows", ", ".join(before), now)
+    return ""
+
+
+def _other_python(out: Path) -> str:
+    """A hint where another version of Python made the results, which has another library."""
+    before, now = json.loads((out / MACHINE).read_text(encoding="utf-8")).get("Python"), platform.python_version()
+    if before in (None, now):
+        return ""
+    return f" (Python {before} made it, this is {now}: text of the Python library differs between versions)"
 
 
 @contextlib.contextmanager

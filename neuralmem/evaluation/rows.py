@@ -114,6 +114,23 @@ def facts(sample: Sample, reach: int) -> dict[str, Any]:
     }
 
 
+def facts_of_line(sample: Sample, subject: Subject) -> dict[str, Any]:
+    """The fields of a line of `asking` that its prompt and the checkpoint alone decide."""
+    names = ("prompt_tokens", "context_tokens", "needle_spans", "distance_to_query", "beyond_window")
+    known = facts(sample, subject.reach)
+    return {
+        "task": sample.task.name,
+        "nominal_len": sample.length,
+        **{name: known[name] for name in names},
+        "reach": subject.reach,
+        "answer": sample.answers[0],
+        "seed": sample.seed,
+        "tokenizer_sha256": subject.tokenizer_sha256,
+        "haystack_id": sample.haystack,
+        "chunk_size_train": subject.chunk_size_train,
+    }
+
+
 def make_row(sample: Sample, prompt_sha256: str, answer: Answer, subject: Subject) -> Row:
     """Score one answer."""
     scores = answer.log_likelihoods
@@ -150,7 +167,11 @@ def make_row(sample: Sample, prompt_sha256: str, answer: Answer, subject: Subjec
 
 
 def append(path: Path, rows: list[Row]) -> None:
-    """Append rows as lines, in one write."""
+    """Append rows as lines, in one write.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     append_lines(path, [asdict(row) for row in rows])
 
 

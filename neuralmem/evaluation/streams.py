@@ -8,6 +8,8 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain, repeat
 from operator import itemgetter
 from pathlib import Path
 from random import Random
@@ -16,9 +18,9 @@ from typing import Any, Protocol
 from neuralmem.evaluation.curves import Curve, Curves, share_curve
 from neuralmem.evaluation.facts import Facts
 from neuralmem.evaluation.journal import Journal
-from neuralmem.evaluation.listener import Listener, Reply
+from neuralmem.evaluation.listener import KEPT_UP, Listener, Reply
 from neuralmem.evaluation.rows import Subject
-from neuralmem.evaluation.script import Script
+from neuralmem.evaluation.script import Drop, Question, Read, Script
 from neuralmem.evaluation.stats import Share, clustered
 from neuralmem.evaluation.tables import Line
 
@@ -117,7 +119,7 @@ def run(
     rows: list[Row] = []
     for cell, scripts in groups:
         common = {"measure": measure.name, **cell.labels, "seed": sampling.seed, "haystack_id": facts.haystack_id}
-        common["values"] = facts.values
+        common.setdefault("values", facts.values)
         for ablation in sampling.ablations:
             rows += _ask(scripts, ablation, common | asdict(subject), listener, journal, sampling.batch_size)
     return rows
@@ -144,7 +146,8 @@ def _ask(
             continue
         began = time.perf_counter()
         replies, size = listener.listen(read, ablation)
-        seconds = round((time.perf_counter() - began) / len(read), 6)
+        bookmark = listener.bookmark if ablation in KEPT_UP else None
+        seconds = round((bookmark.seconds if bookmark else time.perf_counter() - began) / len(read), 6)
         numbers = {script.number for script in missing}
         journal.add(
             *(
@@ -156,10 +159,49 @@ def _ask(
                 if script.number in numbers
             )
         )
-    for key in keys.values():
-        row = journal.find(**key)
+        if bookmark is not None:
+            bookmark.end()
+    for script in scripts:
+        row = journal.find(**keys[script.number])
         assert row is not None
+        journal.confirm(row, partial(_again, script, row, common))
         yield row
+
+
+def _again(script: Script, row: Row, common: Row) -> Row:
+    """What a row must say by its script and by what the model said: tokens that were the likeliest, and likelihoods."""
+    replies = []
+    known = chain(row["answers"], repeat({"right": 0, "nll": None}))  # a row may lack answers
+    for (question, distance, seen), said in zip(asked(script, common["reach"]), known, strict=False):
+        hits = min(said["right"], len(question.answer))
+        right = (True,) * hits + (False,) * (len(question.answer) - hits)
+        replies.append(Reply(question, right, math.inf if said["nll"] is None else said["nll"], distance, seen))
+    about = {name: value for name, value in common.items() if name != "device"}
+    return about | {"prompt_tokens": script.tokens, "answers": [describe(reply) for reply in replies]}
+
+
+def asked(script: Script, reach: int) -> Iterator[tuple[Question, int | None, bool]]:
+    """Every question of a script with its distance and whether it is seen, as `Reply` has them.
+
+    Example:
+        >>> from neuralmem.evaluation.rope import Rope
+        >>> from neuralmem.evaluation.script import Ask
+        >>> question = Question((5,), (6,), told=3)
+        >>> script = Script((Read(Rope([[1, 2, 3, 4]])), Ask((question,))))
+        >>> [(distance, seen) for _, distance, seen in asked(script, reach=2)]
+        [(2, True)]
+    """
+    total = first = 0
+    for step in script.steps:
+        if isinstance(step, Read):
+            total += len(step.text)
+        elif isinstance(step, Drop):
+            first = total
+        else:
+            for question in step.questions:
+                distance = None if question.told is None else total + len(question.tokens) - question.told
+                yield question, distance, distance is not None and distance <= reach and (question.told or 0) > first
+                total += step.keep * (len(question.tokens) + len(question.answer))
 
 
 def _batches(scripts: Sequence[Script], ablation: str, size: int) -> Iterator[Sequence[Script]]:

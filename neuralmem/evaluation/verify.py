@@ -9,6 +9,7 @@ Source: evaluation.md section 9, point 12.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from neuralmem.evaluation.comparison import compare as side_by_side
 from neuralmem.evaluation.niah import Settings, cells, depth_of
 from neuralmem.evaluation.prompts import TASKS
 from neuralmem.evaluation.recall import TrainingData
-from neuralmem.evaluation.replay import compare
+from neuralmem.evaluation.replay import another_haystack, compare
 from neuralmem.evaluation.rows import Row
 from neuralmem.evaluation.scoring import official, strict
 from neuralmem.evaluation.summary import by_depth
@@ -75,11 +76,15 @@ def differences(
     for other, count in Counter(row.reach for row in rows if row.reach != stated.get(row.ckpt_sha256, reach)).items():
         yield f"reach: {count} of {len(rows)} rows have reach {other}, the checkpoint's model states {reach}"
     prompts = _Prompts(rows, runs, tokenizer, training)
+    for before, count in Counter(row.haystack_id for row in rows if prompts.is_moved(row)).items():
+        yield another_haystack(f"{count} of {len(rows)} rows", before, prompts.haystacks[_text_name(before)])
     unknown: list[Row] = []
     for row in rows:
         # Rows of weights that nobody knows are said above to be that.
-        if not prompts.asks(row) if row.ckpt_sha256 in stated else _place(row) not in prompts.made:
+        if not prompts.asks(row) if row.ckpt_sha256 in stated else prompts.place(row) not in prompts.made:
             unknown.append(row)
+        elif prompts.is_moved(row):
+            continue
         elif row.tokenizer_sha256 == fingerprint:
             yield from _compare(row, prompts.of(row))
     yield from prompts.missing(rows, runs[0])
@@ -104,6 +109,7 @@ class _Prompts:
         made: by place and hash, fields by reach; runs with other depths have other prompts in the same place
         whom: who was asked them, by place and hash
         last: the hash of the last run's prompt in its places
+        haystacks: what the haystacks of these prompts are called, by their names without the hash of their text
     """
 
     def __init__(
@@ -128,10 +134,22 @@ class _Prompts:
                     self.made.setdefault(place, {})[sha256] = {r: store.facts(sample, r) for r in reaches}
                     if one is last:
                         self.last[place] = sha256
+        self.haystacks = {_text_name(place[2]): place[2] for place in self.made}
+
+    def place(self, row: Row) -> Place:
+        """Where a row belongs, if need be in a haystack of the same name with another text."""
+        haystack = row.haystack_id
+        if haystack not in self.haystacks.values():
+            haystack = self.haystacks.get(_text_name(haystack), haystack)
+        return _place(replace(row, haystack_id=haystack))
+
+    def is_moved(self, row: Row) -> bool:
+        """Whether a row is of a haystack of that name with another text."""
+        return (place := self.place(row)) != _place(row) and place in self.made
 
     def asks(self, row: Row) -> bool:
         """Whether a run asked what a row answers, and who answers; of a prompt that none has, one in its place."""
-        there = self.whom.get(_place(row), {})
+        there = self.whom.get(self.place(row), {})
         asked = there.get(row.prompt_sha256) or chain.from_iterable(there.values())
         return any(one.said(row) for one in asked)
 
@@ -144,17 +162,18 @@ class _Prompts:
     def of_last(self, rows: Sequence[Row]) -> list[Row]:
         """The rows of the last run, in the order of its prompts: of one of them, or in its place and of nobody's."""
         order = {place: number for number, place in enumerate(self.last)}
+        own = [(place, row) for row in rows if (place := self.place(row)) in order]
         found = [
             (order[place], row)
-            for row in rows
-            if (place := _place(row)) in order and row.prompt_sha256 not in self.made[place].keys() - {self.last[place]}
+            for place, row in own
+            if row.prompt_sha256 not in self.made[place].keys() - {self.last[place]}
         ]
         return [row for _, row in sorted(found, key=lambda pair: pair[0])]
 
     def missing(self, rows: Sequence[Row], run: NeedleRun) -> Iterator[str]:
         """Rows that the last run must have left."""
         rows = self.of_last(rows)
-        there = [{(_place(row), row.ablation) for row in rows if one.said(row)} for one in run.asked]
+        there = [{(self.place(row), row.ablation) for row in rows if one.said(row)} for one in run.asked]
         for place in self.last:
             for one, own in zip(run.asked, there, strict=True):
                 for ablation in one.ablations:
@@ -196,6 +215,11 @@ def _scores(row: Row) -> Iterator[str]:
 
 def _place(row: Row) -> Place:
     return row.task, row.protocol, row.haystack_id, row.nominal_len, row.seed, row.sample_id
+
+
+def _text_name(haystack: str) -> str:
+    """An id without the hash of the text."""
+    return haystack.rpartition(":")[0] or haystack
 
 
 def _question(place: Place) -> Question:

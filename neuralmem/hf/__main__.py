@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m neuralmem.hf", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", help="a folder of neuralmem.save, or of training")
+    parser.add_argument("run", help="a folder of neuralmem.save, or of training, or neuralmem/NAME of the package")
     parser.add_argument("folder", help="where to write; a README.md there is kept")
     parser.add_argument("--debug", action="store_true", help="show where an error comes from")
     given = parser.parse_args(arguments)

@@ -30,7 +30,7 @@ def export(run: str | Path, folder: str | Path) -> None:
     """Write a checkpoint as a folder for the hub.
 
     Args:
-        run: written by `neuralmem.save` or by training
+        run: written by `neuralmem.save` or by training, or the name of a model in the package: "neuralmem/mag-tiny"
         folder: made if it does not exist; a model there is replaced, a README.md there is kept
 
     Raises:

@@ -182,6 +182,13 @@ class NeuralMemForCausalLM(PreTrainedModel, GenerationMixin):
         wanted = not self.training if use_cache is None else use_cache
         return CausalLMOutputWithPast(loss=loss, logits=logits, **({CACHE: MemoryCache(state)} if wanted else {}))
 
+    def _prepare_model_inputs(self, *args: Any, **options: Any) -> Any:
+        """What generate() goes on from, refused where a row has nothing in its last column."""
+        inputs, name, model_kwargs = super()._prepare_model_inputs(*args, **options)
+        if name == "input_ids":
+            _ends_with_a_token(inputs, model_kwargs.get("attention_mask"))
+        return inputs, name, model_kwargs
+
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, *_: Any
     ) -> None:
@@ -193,13 +200,6 @@ class NeuralMemForCausalLM(PreTrainedModel, GenerationMixin):
             raise UserError(f"cache_implementation is {generation_config.cache_implementation!r}; leave it out")
         if getattr(generation_config, "is_assistant", False):
             raise UserError("assistant_model is a neuralmem model, whose memory cannot be rolled back; use another")
-        mask = model_kwargs.get("attention_mask")
-        if mask is not None and mask.ndim == 2 and not mask[:, -1].all():
-            row = int((mask[:, -1] == 0).nonzero()[0])
-            raise UserError(
-                f"attention_mask ends with padding in row {row}; generate() goes on behind the last column, so it must "
-                "stand on the left: padding_side='left', which is this tokenizer's own"
-            )
         given = _same(*(model_kwargs.pop(name, None) for name in ("cache", "past_key_values")))
         if given is None and generation_config.use_cache is False:
             return
@@ -224,8 +224,28 @@ def _real(attention_mask: Tensor | None, input_ids: Tensor) -> Tensor | None:
         return None
     if attention_mask.ndim != 2:
         raise UserError(f"attention_mask has shape {list(attention_mask.shape)}; it must be [B, T]")
+    if attention_mask.shape[1] < input_ids.shape[1]:
+        raise UserError(
+            f"attention_mask has {attention_mask.shape[1]} columns; it must have at least the {input_ids.shape[1]} of "
+            "input_ids, one for every new token"
+        )
     mask = attention_mask[:, -input_ids.shape[1] :].bool()
     return None if mask.all() else mask
+
+
+def _ends_with_a_token(input_ids: Tensor, attention_mask: Tensor | None) -> None:
+    """Refuse rows that are empty, or padded behind their end."""
+    mask = _real(attention_mask, input_ids)
+    if mask is None or mask[:, -1].all():
+        return
+    if not (read := mask.any(dim=1)).all():
+        row = int((~read).nonzero()[0])
+        raise UserError(f"input_ids row {row} is an empty prompt; it must have at least one token to go on from")
+    row = int((~mask[:, -1]).nonzero()[0])
+    raise UserError(
+        f"attention_mask ends with padding in row {row}; generate() goes on behind the last column, so it must "
+        "stand on the left: padding_side='left', which is this tokenizer's own"
+    )
 
 
 def _fits(source: Any, info: Any) -> None:

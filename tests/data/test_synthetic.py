@@ -199,6 +199,32 @@ def test_the_latest_value_counts() -> None:
         Recall([Stage(length=64, facts=4, updates=1)])
 
 
+def test_keys_that_end_alike() -> None:
+    """As many as asked for where there are words, of those that a stage may use, none twice."""
+    tokenizer, haystack = ByteTokenizer(), open_source("builtin", side="validation")
+    stages = [Stage(keys=300, length=512, facts=8, questions=8)]
+
+    def keys(alike: float, key_words: int = 1) -> list[list[str]]:
+        form = NeedleFormat(key_tokens=0, key_words=key_words)
+        task = Needles(stages, tokenizer=tokenizer, haystack=haystack, form=form, batch_tokens=65536, alike=alike)
+        texts = [tokenizer.decode(row) for row in next(iter(task)).tokens]
+        rows = [re.findall(r"@([A-Za-z-]+)=\d{3}\n", text)[:8] for text in texts]
+        pool = set(task.keys[:300])
+        assert all(len(set(row)) == 8 for row in rows)
+        assert all(set(key.split("-")) <= pool and len(key.split("-")) == key_words for row in rows for key in row)
+        assert all(len({word for key in row for word in key.split("-")}) == 8 * key_words for row in rows)
+        return rows
+
+    def endings(rows: list[list[str]]) -> float:
+        """Different ones, on the mean over rows."""
+        return float(np.mean([len({key[-2:].lower() for key in row}) for row in rows]))
+
+    none, half, all_of_them = (endings(keys(alike)) for alike in (0.0, 0.5, 1.0))
+    assert none - 0.5 > half > all_of_them + 0.5
+    assert all_of_them > 1  # where no word is left that ends so, a key stays
+    assert endings(keys(0.0, key_words=2)) - 0.5 > endings(keys(0.5, key_words=2))
+
+
 def test_decoys_are_lines_of_the_text_that_nothing_asks_for() -> None:
     tokenizer = ByteTokenizer()
     haystack, stages = open_source("builtin", side="validation"), [Stage(length=1024, facts=4, questions=4)]
@@ -329,6 +355,7 @@ def test_bad_input(tokenizer: Tokenizer, keys: list[str]) -> None:
             "it must hold {key} and, behind it, {value}",
         ),
         (lambda: needles(tokenizer, keys, decoys=-1.0), "decoys is -1.0; it must be between 0 and 100"),
+        (lambda: needles(tokenizer, keys, alike=1.5), "alike is 1.5; it must be between 0 and 1"),
         (lambda: needles(tokenizer, keys, placing="behind"), "placing is 'behind'"),
         (
             lambda: find_keys(["few words"], tokenizer, NeedleFormat()),

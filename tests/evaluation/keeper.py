@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from neuralmem.evaluation.intents import ACTIONS, ASKING, TELLING, THINGS, Intent
 from neuralmem.tokenizer import ByteTokenizer
 
 FACT, ASKED = re.compile(rb"@([A-Za-z]+)=(\d{3})(?=\n)"), re.compile(rb"@([A-Za-z]+)=(\d*)$")
+LONGEST = 120  # bytes of a fact or a question, at most
 Told = tuple[bytes, bytes, int]
 """Key, value, tokens of the text up to its end."""
 Keeps = Callable[[Sequence[Told], int], Sequence[Told]]
@@ -45,6 +47,13 @@ class KeeperState:
 class Keeper:
     """Byte level. `reads` counts the tokens of every call."""
 
+    fact, asked = FACT, ASKED
+
+    @staticmethod
+    def key(words: bytes) -> bytes:
+        """What a fact or a question is about."""
+        return words
+
     def __init__(self, keeps: Keeps = lambda told, now: told, reach: int = 60, copies: bool = False) -> None:
         self.keeps, self.reach, self.copies = keeps, reach, copies
         self.tokenizer, self.reads = ByteTokenizer(), 0
@@ -63,7 +72,8 @@ class Keeper:
         for row, text in enumerate(state.shown):
             after = text + bytes(tokens[row][mask[row]].tolist())
             before = state.dropped[row]
-            new = ((m[1], m[2], before + m.end()) for m in FACT.finditer(after, max(0, len(text) - 40)))
+            found = self.fact.finditer(after, max(0, len(text) - LONGEST))
+            new = ((self.key(m[1]), m[2], before + m.end()) for m in found)
             facts = tuple(dict.fromkeys([*state.told[row], *new]))
             for i in [] if select is None else select[row].nonzero()[:, 0].tolist():
                 logits[row, i] = self.predict(after[: len(text) + i + 1], facts, before, memory)
@@ -73,13 +83,14 @@ class Keeper:
 
     def predict(self, text: bytes, told: Sequence[Told], before: int, memory: str) -> Tensor:
         logits, window = torch.full((self.tokenizer.vocab_size,), -30.0), text[-self.reach - 1 :]
-        asked = ASKED.search(text[-40:])
+        asked = self.asked.search(text[-LONGEST:])
         if asked:
             now = before + len(text)
             known = list(self.keeps([t for t in told if t[2] <= now], now)) if memory == "on" else []
-            known += [(m[1], m[2], 0) for m in FACT.finditer(window)]
-            found = [value for key, value, _ in known if key == asked[1] and value.startswith(asked[2])]
-            if found and len(asked[2]) < 3:
+            known += [(self.key(m[1]), m[2], 0) for m in self.fact.finditer(window)]
+            wanted = self.key(asked[1])
+            found = [value for key, value, _ in known if key == wanted and value.startswith(asked[2])]
+            if found and len(asked[2]) < len(found[-1]):
                 logits[found[-1][len(asked[2])]] = 30.0
             else:
                 logits[torch.tensor(list(b".0123456789"))] = 0.0
@@ -91,3 +102,20 @@ class Keeper:
             logits[known_text[at + 4]] = 30.0
             return logits
         return torch.zeros_like(logits)
+
+
+MEANT = {
+    utterance.encode(): intent.name.encode()
+    for intent in (Intent(action, thing, 0) for action in range(len(ACTIONS)) for thing in range(len(THINGS)))
+    for utterance in intent.utterances([*TELLING, *ASKING])
+}
+
+
+class Speaker(Keeper):
+    """The same of lines "utterance -> 123": it knows what every utterance means."""
+
+    fact, asked = re.compile(rb"(?<=\n)([^\n]+) ->( \d{3})(?=\n)"), re.compile(rb"\n([^\n]+) ->( ?\d*)$")
+
+    @staticmethod
+    def key(words: bytes) -> bytes:
+        return MEANT.get(words, words)

@@ -11,10 +11,13 @@ from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
 from neuralmem.evaluation.bookmark import Bookmark
 from neuralmem.evaluation.cell import Cell
 from neuralmem.evaluation.haystack import open_haystack
+from neuralmem.evaluation.listener import Listener, Reply
+from neuralmem.evaluation.losses import LossReader
 from neuralmem.evaluation.prompts import find_task
 from neuralmem.evaluation.protocols import ruler
 from neuralmem.evaluation.reader import Answer, Reader
 from neuralmem.evaluation.sample import Sample
+from neuralmem.evaluation.script import Question, Script, Writer
 from neuralmem.models.causal_lm import CausalLM
 from neuralmem.state import State
 from neuralmem.tokenizer import ByteTokenizer
@@ -138,7 +141,7 @@ def test_another_process_may_take_a_file_away(
     file.unlink()
     bookmark = Bookmark(tmp_path)
     monkeypatch.setattr(bookmark, "_files", lambda: [file])
-    assert bookmark.begin(["any"], small()) == (0, None)
+    assert bookmark.begin(["any"], small()) == (0, None, b"")
     bookmark.end()
 
 
@@ -177,3 +180,68 @@ def test_keeping_takes_a_small_part_of_the_time(tmp_path: Path) -> None:
             now[0] += 1
         assert saved == expected[: len(saved)]
         assert len(saved) >= len(expected) - 1
+
+
+def script(number: int) -> Script:
+    """Two long texts, questions behind each, one that stays in the text, and a session's end."""
+    text, writer = torch.arange(2000) * (number + 3) % 251, Writer()
+    told = writer.read(text[: 700 + 40 * number])
+    writer.ask(Question((1, 2), (3,), told, {"at": 1}), Question((2,), (4, 5)))
+    writer.ask_and_keep(Question((7, 8), (9, 10), told, {"at": 2}))
+    writer.drop()
+    writer.read(text[700:1500])
+    writer.ask(Question((1, 2), (3,), told, {"at": 3}))
+    return writer.script(number)
+
+
+def heard(model: Any, ablation: str, folder: Path | None, told: list[int]) -> tuple[list[list[Reply]], int]:
+    kept = None if folder is None else Bookmark(folder, every=0, clock=lambda: 0.0)
+    listener = Listener(model, BYTES, CHUNK, told.append, segment=24, bookmark=kept)
+    return listener.listen([script(0), script(1)], ablation)
+
+
+@pytest.mark.parametrize("pattern", ["titans_mag", "titans_mac"])
+@pytest.mark.parametrize("ablation", ["none", "shuffled"])
+@pytest.mark.parametrize("calls", [2, 4, 7, 9])  # in the first text, behind its end, in the second
+def test_a_stopped_script_goes_on_with_what_was_answered(
+    pattern: str, ablation: str, calls: int, tmp_path: Path
+) -> None:
+    whole, read, told = Limited(small(pattern)), [], []
+    expected = heard(whole, ablation, None, read)
+    with pytest.raises(Stopped):
+        heard(Limited(small(pattern), calls), ablation, tmp_path, [])
+    again = Limited(small(pattern))
+    assert heard(again, ablation, tmp_path, told) == expected
+    assert again.calls < whole.calls
+    assert sum(told) == sum(read), "what was read before counts as read"
+    if ablation == "none":  # another reading of the same texts has nothing to do with it
+        assert heard(small(pattern), "shuffled", tmp_path, []) == heard(small(pattern), "shuffled", None, [])
+
+
+@pytest.mark.parametrize("reading", ["on", "frozen", "window"])
+def test_stopped_losses_go_on_with_those_before(reading: Any, tmp_path: Path) -> None:
+    rows = [torch.arange(n) * 7 % 251 for n in (450, 1500)]
+
+    def losses(model: Any, folder: Path | None, told: list[int]) -> list[torch.Tensor]:
+        kept = None if folder is None else Bookmark(folder, every=0, clock=lambda: 0.0)
+        return LossReader(model, CHUNK, 24, told.append, kept).read(rows, reading).rows
+
+    whole, read, told = Limited(small()), [], []
+    expected = losses(whole, None, read)
+    with pytest.raises(Stopped):
+        losses(Limited(small(), 4), tmp_path, [])
+    again = Limited(small())
+    found = losses(again, tmp_path, told)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert again.calls == whole.calls - 4 * (reading != "window"), "windows have no state to go on from"
+    assert sum(told) == sum(read)
+
+
+def test_a_damaged_note_is_read_over(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        heard(Limited(small(), 3), "none", tmp_path, [])
+    (note,) = tmp_path.glob("*.note")
+    content = bytearray(note.read_bytes())
+    content[-5] ^= 1
+    note.write_bytes(content)
+    assert heard(small(), "none", tmp_path, []) == heard(small(), "none", None, [])

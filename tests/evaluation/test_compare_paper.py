@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def test_uncertain_cells_are_marked() -> None:
         ({}, "Protocol: exact fills the prompt to the token"),
         ({}, "Haystack: builtin-held-out:abc is not the essays of RULER."),
         ({}, "Samples: n = 20, fewer than the 500"),
-        ({"protocol": "ruler2025"}, "Protocol: Titans used the rule from before June 2025"),
+        ({"protocol": "ruler2025"}, "Protocol: ATLAS, Titans used the rule from before June 2025"),
         ({"protocol": "ruler2024"}, "do not say which length rule they used"),
         ({"task": "s-niah-w"}, "W-kind: the values are uuids"),
         ({"task": "s-niah-w-words"}, "W-kind: the values are words; the published third task has uuids"),
@@ -88,6 +89,13 @@ def test_uncertain_cells_are_marked() -> None:
 def test_reasons_why_scores_cannot_be_compared(changes: dict[str, object], remark: str) -> None:
     (comparison,) = compare(rows(**changes))
     assert any(remark in said for said in comparison.remarks), comparison.remarks
+
+
+def test_sources_have_an_arxiv_number_that_tells_whether_they_are_older_than_the_rule() -> None:
+    for source in {cell.source for cell in published()}:
+        number = re.match(r"(\d{4})\.\d{5}\b", source.paper)
+        assert number, source
+        assert source.before_2025 == (number[1] < "2506"), source
 
 
 def test_training_and_tokens_that_part_them_are_said() -> None:

@@ -13,6 +13,7 @@ from neuralmem.evaluation.cli import commands, main, parse
 from neuralmem.evaluation.commands.niah import make_settings
 from neuralmem.evaluation.haystack import NAMES
 from neuralmem.evaluation.recall import TrainingData, read_training_data
+from neuralmem.models.causal_lm import CausalLM
 
 ROOT = Path(__file__).parents[2]
 
@@ -167,6 +168,75 @@ def test_answers_of_another_length_are_not_mixed(
     assert main([*given, "--max-new-tokens", "3"]) == 2
     assert "--max-new-tokens is 3" in capsys.readouterr().err
     assert main([*given, "--max-new-tokens", "2"]) == 0
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"earlier": [3]}', '{"earlier": 3}', "\udcff"])
+@pytest.mark.parametrize("command", ["niah", "baselines"])
+def test_settings_that_are_none_are_one_line_before_anything_is_asked(
+    command: str,
+    content: str,
+    checkpoint: Path,
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(CausalLM, "forward", lambda *_, **__: pytest.fail("the model was asked"))
+    (tmp_path / "settings.json").write_text(content, errors="surrogateescape")
+    given = [command, "--checkpoint", str(checkpoint), "--lengths", "256", "--samples", "1", "--out", str(tmp_path)]
+    assert main([*given, "--haystack", f"file:{text_file}"]) == 2
+    said = capsys.readouterr().err
+    path = tmp_path / "settings.json"
+    assert said.startswith(f"error: --out has {path}, which is no settings of eval.py niah: ")
+    assert said.endswith("; give another folder\n")
+    assert said.count("\n") == 1
+
+
+def test_rows_that_cannot_be_written_are_one_line(
+    checkpoint: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").symlink_to(tmp_path / "no" / "such" / "folder" / "rows.jsonl")
+    given = ["niah", "--checkpoint", str(checkpoint), "--lengths", "256", "--samples", "1", "--out", str(tmp_path)]
+    assert main([*given, "--haystack", f"file:{text_file}", "--ablate", "none", "--max-new-tokens", "1"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: --out has {tmp_path / 'rows.jsonl'}, which cannot be written: No such file")
+    assert said.count("\n") == 1
+
+
+OTHERS = {  # short calls of two kinds: results as lines of a journal, and needles
+    "recall": "--facts 2 --samples 1 --ablate none",
+    "look": "--length 256",
+    "niah": "--lengths 256 --samples 1 --ablate none --max-new-tokens 1",
+    "baselines": "--lengths 256 --samples 1 --ablate none --max-new-tokens 1 --baselines window",
+}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("recall", "look"), ("recall", "niah"), ("niah", "baselines"), ("baselines", "niah")]
+)
+def test_a_folder_with_results_of_another_evaluation_is_refused_before_anything_is_asked(
+    first: str,
+    second: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def given(command: str, *more: str) -> list[str]:
+        return [command, "--checkpoint", str(checkpoint), "--out", str(tmp_path), *OTHERS[command].split(), *more]
+
+    assert main(given(first)) == 0
+    assert main(given(first, "--seed", "7")) == 0, "the same command with other options goes on"
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    capsys.readouterr()
+    for what in ("reader.Reader.ask", "listener.Listener.listen", "commands.look.look"):
+        monkeypatch.setattr(f"neuralmem.evaluation.{what}", lambda *_, **__: pytest.fail("the model was asked"))
+    assert main(given(second)) == 2
+    message = (
+        f"error: --out is {str(tmp_path)!r}, which holds results of eval.py {first}; give {second} another folder\n"
+    )
+    assert capsys.readouterr().err == message
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("command", commands())

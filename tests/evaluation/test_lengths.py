@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from neuralmem.errors import UserError
-from neuralmem.evaluation.lengths import parse_depths, parse_lengths
+from neuralmem.evaluation.lengths import parse_depths, parse_lengths, parse_samples
 from neuralmem.evaluation.rope import Rope
 
 
@@ -21,6 +21,12 @@ def test_bad_lengths(text: str, message: str) -> None:
 def test_bad_depths(text: str) -> None:
     with pytest.raises(UserError, match="it must be percents"):
         parse_depths(text)
+
+
+def test_more_numbers_of_samples_than_lengths() -> None:
+    assert parse_samples("200,50", 3) == (200, 50)
+    with pytest.raises(UserError, match=r"--samples is '1,2,3', with more numbers than the 2 of --lengths; .* 1,2$"):
+        parse_samples("1,2,3", 2)
 
 
 def test_rope_is_what_it_is_made_of() -> None:

@@ -148,6 +148,19 @@ def test_a_users_text(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFi
         assert message in capsys.readouterr().err
 
 
+def test_options_that_mean_nothing_are_neither_offered_nor_taken(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["look", "--help"])
+    shown = capsys.readouterr().out
+    assert "--threads" in shown
+    for option in ("--batch-size", "--stream-chunk"):
+        assert option not in shown
+        assert main(["look", "--checkpoint", str(checkpoint), option, "4"]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {option} is not an option")
+
+
 def empty(folder: Path) -> Path:
     (folder / "empty.txt").write_text("")
     return folder / "empty.txt"

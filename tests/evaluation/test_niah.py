@@ -11,6 +11,8 @@ import pytest
 from neuralmem.errors import UserError
 from neuralmem.evaluation import rows as store
 from neuralmem.evaluation.cell import Cell
+from neuralmem.evaluation.cli import parse
+from neuralmem.evaluation.commands.niah import make_settings
 from neuralmem.evaluation.haystack import open_haystack
 from neuralmem.evaluation.niah import Settings, cells, run
 from neuralmem.evaluation.prompts import TASKS, find_task
@@ -148,6 +150,61 @@ def test_shuffled_of_one_sample_needs_a_partner(oracle: Oracle, settings: Settin
     ((name, (answer,)),) = reader.ask([sample], ["shuffled"], 9, lambda: other)
     assert (name, answer.partner) == ("shuffled", 1)
     assert sample.answers[0] not in answer.text
+
+
+@pytest.fixture(scope="module")
+def long_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A text of which short prompts need, and read, a part."""
+    path = tmp_path_factory.mktemp("long") / "long.txt"
+    path.write_text("".join(f"Line {i} of a text that is rather long ends here.\n" for i in range(30_000)))
+    return f"file:{path}"
+
+
+@pytest.mark.parametrize("haystack", ["builtin", "stdlib", "grammar", "noise", "file"])
+@pytest.mark.parametrize(("task", "protocol"), [("s-niah-n", "exact"), ("recall", "exact"), ("s-niah-n", "ruler2024")])
+def test_another_length_changes_no_prompt(
+    task: str, protocol: str, haystack: str, long_file: str, oracle: Oracle, training: TrainingData
+) -> None:
+    """The longer one needs more text than a short one has of the grammar, of a file and, in tokens, of the library."""
+    haystacks = (long_file if haystack == "file" else haystack,)
+    prompts, ids = {}, set()
+    for lengths in ((1024,), (1024, 4096), (1024, 1 << 18)):
+        settings = Settings((find_task(task),), lengths, haystacks=haystacks, protocol=protocol)
+        made = list(cells(settings, oracle.tokenizer, training))
+        ids |= {cell.haystack_id for cell, _ in made}
+        cell, build = made[0]
+        prompts[lengths] = [build(i, 0.5, cell.random(i)).rope.sha256() for i in range(6)]
+    assert prompts[1024, 4096] == prompts[1024, 1 << 18] == prompts[1024,]
+    assert len(ids) == 1, "a picture and a table have all lengths of a haystack side by side"
+
+
+def test_prompts_far_shorter_than_their_length_are_said_once(
+    settings: Settings,
+    oracle: Oracle,
+    subject: Subject,
+    tmp_path: Path,
+    training: TrainingData,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "short.txt").write_text("It is a short text. It ends soon. " * 40)
+    settings = replace(settings, haystacks=(f"file:{tmp_path / 'short.txt'}",), lengths=(8192,), samples=(4,))
+    settings = replace(settings, ablations=("none",), max_new_tokens=1)
+    ask(settings, oracle, subject, tmp_path / "exact", training)
+    assert capsys.readouterr().err == ""
+    settings = replace(settings, protocol="ruler2024")
+    tokens = [row.prompt_tokens for row in ask(settings, oracle, subject, tmp_path / "rule", training)]
+    assert max(tokens) < 2000, "RULER's text of 2024 is not repeated"
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("warning: --lengths holds 8192; prompts of s-niah-n with --protocol ruler2024 in file:short")
+    assert f"have {sum(tokens) / 4:,.0f} tokens on the mean, exact would fill them" in said
+    ask(settings, oracle, subject, tmp_path / "rule", training)
+    assert capsys.readouterr().err == ""
+
+
+def test_more_numbers_of_samples_than_lengths(training: TrainingData) -> None:
+    with pytest.raises(UserError, match=r"--samples is '1,2,3', with more numbers than the 1 of --lengths"):
+        make_settings(parse("niah", ["--checkpoint", "x", "--lengths", "1k", "--samples", "1,2,3"]), training)
+    assert make_settings(parse("niah", ["--checkpoint", "x", "--samples", "1,2,3"]), training).samples == (1, 2, 3)
 
 
 def test_recall_finds_the_asked_fact_among_others(

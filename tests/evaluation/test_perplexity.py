@@ -1,5 +1,6 @@
 """Perplexity and loss by position of a model whose losses are known, and of one whose memory is worth nothing."""
 
+import json
 import math
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from neuralmem.evaluation.journal import Journal
 from neuralmem.evaluation.losses import READINGS, LossReader
 from neuralmem.evaluation.recall import TrainingData
 from neuralmem.evaluation.rows import Subject
-from neuralmem.tokenizer import ByteTokenizer
+from neuralmem.tokenizer import ByteTokenizer, Tokenizer, train_bpe
 from tests.evaluation.fake import Learner
 from tests.evaluation.test_losses import letters
 
@@ -64,8 +65,64 @@ def test_the_same_call_reads_nothing_again(tmp_path: Path) -> None:
 def test_a_budget_cuts_the_last_document() -> None:
     found = list(perplexity.pieces([document(30, 0), Document("one", "x"), document(30, 1)], BYTES, 40))
     assert [len(p.tokens) for p in found] == [30, 10]
-    umlauts = next(perplexity.pieces([Document("u", "aäö")], BYTES, 40))
-    assert umlauts.bytes == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "budget", "count"),
+    [("aäö", 40, 4), ("é", 40, 1), ("éa", 40, 2), ("日本", 40, 5), ("日本", 3, 2), ("a日", 2, 1), ("a\ufffdb", 40, 4)],
+)
+def test_bytes_are_those_of_the_predicted_tokens(text: str, budget: int, count: int) -> None:
+    (piece,) = perplexity.pieces([Document("d", text)], BYTES, budget)
+    assert piece.bytes == count
+
+
+def sentences() -> Tokenizer:
+    """As SentencePiece has them: a mark for a space, which a text loses at its start, and bytes for what is unknown."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers
+
+    words = [("<unk>", 0.0), ("</s>", 0.0), ("▁the", -1.0), ("▁", -2.0), ("t", -3.0), ("ing", -2.0)]
+    backend = Backend(
+        models.Unigram([*words, *((f"<0x{i:02X}>", -9.0) for i in range(256))], unk_id=0, byte_fallback=True)
+    )
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    backend.add_special_tokens(["</s>"])
+    return Tokenizer(backend.to_str())
+
+
+def test_a_token_of_bpe_may_end_within_a_character() -> None:
+    """Two characters in two tokens, of two bytes and of four; and added tokens, which are text as they stand."""
+    bpe = train_bpe(["é日本 語 low lower déjà"] * 30, 300)
+    ids = bpe.encode("日本")
+    assert len(ids) == 2
+    assert "\ufffd" in bpe.decode(ids[:1])
+    size = perplexity.token_bytes(bpe)
+    assert list(map(size, ids)) == [2, 4]
+    text = "日本 lower é😀\n"
+    assert sum(map(size, bpe.encode(text))) == len(text.encode())
+    definition = json.loads(bpe.definition)
+    added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    definition["added_tokens"].append({"id": bpe.vocab_size, "content": "\t日", **added})
+    assert perplexity.token_bytes(Tokenizer(json.dumps(definition)))(bpe.vocab_size) == 4
+
+
+def test_other_tokenizers_tell_bytes_from_text() -> None:
+    tokenizer = sentences()
+    (piece,) = perplexity.pieces([Document("d", "the ting é the")], tokenizer, 40)
+    assert len(piece.tokens) == 8
+    assert piece.bytes == len(" ting é the".encode())
+    (cut,) = perplexity.pieces([Document("d", "the ting é the")], tokenizer, 6)
+    assert cut.bytes == len(" ting ") + 1
+
+
+def test_bytes_of_an_older_row_are_not_believed(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "x.jsonl", perplexity.IDENTITY)
+    found = list(perplexity.pieces([Document("d", "aé")], BYTES, 40))
+    (row,) = perplexity.measure(found, LossReader(Learner()), ["on"], SUBJECT, journal)
+    journal.add(row | {"bytes": -1})
+    assert perplexity.measure(found, LossReader(Learner()), ["on"], SUBJECT, journal) == [row]
 
 
 def test_weighted_mean_and_its_interval() -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from neuralmem.evaluation.copy import Copy
 from neuralmem.evaluation.curves import draw
 from neuralmem.evaluation.facts import Facts
 from neuralmem.evaluation.half_life import Forgetting
+from neuralmem.evaluation.intents import ACTIONS, ASKING, TELLING, THINGS, Intent
 from neuralmem.evaluation.listener import Listener
 from neuralmem.evaluation.mqar import ManyQuestions
 from neuralmem.evaluation.overwrite import Overwrite
@@ -29,7 +31,7 @@ from neuralmem.evaluation.stats import Share, clustered, student, wilson
 from neuralmem.evaluation.streams import USUAL, Measure, Row, Sampling, run
 from neuralmem.evaluation.tables import Line
 from neuralmem.tokenizer import ByteTokenizer
-from tests.evaluation.keeper import Keeper, Told
+from tests.evaluation.keeper import Keeper, Speaker, Told
 
 GAP = 70  # beyond the keeper's reach of 60
 SMALL = Sampling(samples=4)
@@ -42,6 +44,7 @@ MEASURES: list[Measure] = [
     Capacity((4,), GAP),
     Continual(2, 2, 2, GAP),
 ]
+INTENTS = Continual(2, 3, 4, GAP, intents=True)
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +272,50 @@ def test_measures_of_continual_learning_by_hand() -> None:
     assert math.isnan(measures([[0.0], [1.0]]).bwt)
 
 
+def test_intents_are_asked_in_words_that_nobody_told(facts: Facts) -> None:
+    (cell,) = INTENTS.cells(facts)
+    script = cell.write(0, Random(1))
+    told, text, labels = dict[str, set[str]](), b"", dict[str, str]()
+    for step in script.steps:
+        if isinstance(step, Read):
+            text += bytes(step.text.slice(0, len(step.text)).tolist())
+            continue
+        assert isinstance(step, Ask)
+        lines = [line.decode().partition(" -> ") for line in text.split(b"\n") if b" -> " in line]
+        for utterance, _, label in lines:
+            told.setdefault(label, set()).add(utterance)
+        assert len(step.questions) == INTENTS.tasks * INTENTS.classes
+        for question in step.questions:
+            asked, label = bytes(question.tokens).decode(), bytes(question.answer).decode().strip()
+            assert labels.setdefault(question.labels["key"], label) == label
+            assert asked.removesuffix(" ->") not in set().union(*told.values())
+            if question.told is None:
+                assert label not in told
+            else:
+                assert text[: question.told].endswith(f" -> {label}\n".encode())
+                assert len(told[label]) == INTENTS.shown, "every example is worded differently"
+    assert len(set(labels.values())) == len(labels) == len(told) == INTENTS.tasks * INTENTS.classes
+
+
+def test_no_wording_belongs_to_two_intents() -> None:
+    """Neither of a question nor of an example, so a label follows from the words."""
+    intents = [Intent(a, t, 0) for a in range(len(ACTIONS)) for t in range(len(THINGS))]
+    for frames in (TELLING, ASKING):
+        worded = [utterance for intent in intents for utterance in intent.utterances(frames)]
+        assert len(set(worded)) == len(worded)
+    assert not set(TELLING) & set(ASKING)
+
+
+def test_a_model_that_knows_intents_learns_them_and_keeps_them(facts: Facts, subject: Subject, tmp_path: Path) -> None:
+    """A guess is one of the labels, and nothing is known of a class before it is told."""
+    rows = ask(INTENTS, facts, subject, tmp_path, Speaker())
+    assert INTENTS.matrix(rows) == [[0, 0], [1, 0], [1, 1]]
+    assert {row["values"] for row in rows} == {900}
+    assert "a guess is right 0.1% of the time" in INTENTS.notes(rows)[0]
+    last = Speaker(lambda told, now: latest(told, INTENTS.classes))
+    assert INTENTS.matrix(ask(INTENTS, facts, subject, tmp_path / "last", last)) == [[0, 0], [1, 0], [0, 1]]
+
+
 @pytest.mark.parametrize(
     ("kept", "matrix", "summary"),
     [
@@ -363,6 +410,7 @@ def test_settings_that_cannot_be_are_refused(facts: Facts, subject: Subject, tmp
         (Capacity((10_000,)), "--pairs is 10000"),
         (Sessions(100, 100), "--sessions times --facts is 10000"),
         (Continual(100, 100), "--tasks times --classes is 10000"),
+        (Continual(10, 16, intents=True), "--tasks times --classes is 160; it must be at most 150"),
     ):
         with pytest.raises(UserError, match=message):
             ask(measure, facts, subject, tmp_path, Keeper())

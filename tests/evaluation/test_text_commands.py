@@ -12,6 +12,9 @@ import torch
 from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
 from neuralmem.evaluation.bookmark import Bookmark
 from neuralmem.evaluation.cli import main
+from neuralmem.evaluation.curves import Curve, Curves, draw
+from neuralmem.evaluation.losses import READINGS
+from neuralmem.evaluation.reader import ABLATIONS
 from neuralmem.models.causal_lm import CausalLM
 from neuralmem.models.checkpoint import save
 from neuralmem.tokenizer import ByteTokenizer
@@ -95,6 +98,38 @@ def test_files_are_written_and_a_second_call_adds_nothing(
     assert (tmp_path / f"{command}.csv").read_text() == table
 
 
+@pytest.mark.parametrize("command", [["perplexity", "--tokens", "300"], ["positions", "--lengths", "1x"]])
+def test_none_is_another_name_of_on(command: list[str], runs: Path, tmp_path: Path) -> None:
+    for ablate in ("none,off", "off"):
+        out = tmp_path / ablate
+        given = [*command, "--checkpoint", str(runs / "memory"), "--ablate", ablate, "--out", str(out)]
+        assert main(given) == 0
+        rows = [json.loads(line) for line in (out / f"{command[0]}.jsonl").read_text().splitlines()]
+        assert {row["memory"] for row in rows} == {"on", "off"}
+    assert main([*command, "--checkpoint", str(runs / "plain"), "--ablate", "none", "--out", str(tmp_path / "x")]) == 0
+
+
+def test_attribution_says_what_its_batch_is_of(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for command in ("attribution", "perplexity"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        shown[command] = " ".join(capsys.readouterr().out.split())
+    assert "texts of one prompt, each without another part, read together (16)" in shown["attribution"]
+    assert "prompts read together (16)" in shown["perplexity"]
+
+
+def test_every_control_looks_the_same_whatever_stands_beside_it() -> None:
+    def colours(names: Sequence[str]) -> dict[str, str]:
+        curves = [Curve(name, [(1, 0.5, None, None), (2, 0.5, None, None)]) for name in names]
+        lines = draw(Curves("", "", "", curves), "").axes[0].lines
+        return {line.get_label(): line.get_color() for line in lines}
+
+    names = ["memory on", *dict.fromkeys([*ABLATIONS[1:], *READINGS[1:]])]
+    assert colours(names) == dict(reversed(colours(names[::-1]).items()))
+    assert len(set(colours(names).values())) == len(names)
+
+
 def test_a_model_without_memory_has_no_controls(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["perplexity", "--checkpoint", str(runs / "plain"), "--tokens", "300", "--out", str(tmp_path)]
     assert main(given) == 0
@@ -148,6 +183,7 @@ def test_a_long_reading_of_babi_goes_on_where_it_was_stopped(
     ("command", "options", "message"),
     [
         ("perplexity", ["--tokens", "many"], r"--tokens is 'many'; it must be a number of tokens: 4096, 4k or 1m"),
+        ("perplexity", ["--tokens", "1"], r"--tokens is '1'; it must be at least 2"),
         ("perplexity", ["--ablate", "windw"], r"--ablate is 'windw'; .*; did you mean 'window'"),
         ("perplexity", ["--haystack", "bultin"], r"--haystack is 'bultin'; .*; did you mean 'builtin'"),
         ("perplexity", ["--haystack", "file:no.txt"], r"no\.txt"),

@@ -1,6 +1,7 @@
 """eval.py verify: a folder that is as it was written passes; every way of spoiling it is found, with exit code 1."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -209,6 +210,53 @@ def test_another_tokenizer_is_found(written: Path, tmp_path: Path, capsys: pytes
     assert not [line for line in lines if "prompt_sha256" in line], "said once, not for every row"
 
 
+@pytest.mark.parametrize(
+    ("haystack", "expected"),
+    [
+        (
+            "builtin",
+            r"builtin-held-out:(\w{8}), this Python gives builtin-held-out:(?!\1)\w{8} \(text of the Python lib",
+        ),
+        ("file:story.txt", r"file:story.txt:(\w{8}), its text is now file:story.txt:(?!\1)\w{8}; verify with the text"),
+    ],
+)
+def test_a_haystack_with_another_text_is_one_line(
+    haystack: str,
+    expected: str,
+    written: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As the library of another Python is: not every row a stranger, and every one missing."""
+    monkeypatch.chdir(tmp_path)
+
+    def tell(what: str) -> None:
+        text = "".join(f"It was night {i}, {what}.\n" for i in range(999))
+        (tmp_path / "story.txt").write_text(text)
+        monkeypatch.setattr("neuralmem.evaluation.haystack._held_out", lambda *_: text)
+
+    oracle, out = Oracle(300), tmp_path / "niah"
+    weights = fingerprint(json.loads(manifest(written) or b"{}")["files"])
+    subject = Subject(300, oracle.tokenizer.fingerprint, weights, 64, 64, "float32", "cpu")
+    tell("and the wind blew")
+    settings = Settings((find_task("s-niah-n"),), (1200,), samples=(3,), haystacks=(haystack,))
+    arguments = ask(written, out, oracle, [(settings, subject)])
+    assert main(arguments) == 0
+    tell("and all was still")
+    capsys.readouterr()
+    assert main(arguments) == 1
+    line, last = capsys.readouterr().out.splitlines()
+    assert re.match(f"haystack: 3 of 3 rows have {expected}", line), line
+    assert last.endswith(" 1 difference")
+    rows = [json.loads(row) for row in (out / "rows.jsonl").read_text().splitlines()]
+    (out / "rows.jsonl").write_text("".join(json.dumps(row | {"official": 0.5}) + "\n" for row in rows[1:]))
+    assert main(arguments) == 1
+    said = capsys.readouterr().out
+    assert said.count("official is 0.5, computed again it is 1.0") == 2, "scores are checked all the same"
+    assert "sample 0 none: missing" in said
+
+
 def test_the_checkpoint_is_the_one_that_the_command_named(
     written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +273,7 @@ def test_the_checkpoint_is_the_one_that_the_command_named(
     ("spoil", "message"),
     [
         (lambda folder: (folder / "settings.json").unlink(), "which has no settings.json"),
+        (lambda folder: (folder / "settings.json").write_text("{"), "which is no settings of eval.py niah"),
         (lambda folder: (folder / "settings.json").write_text('{"asked": 3}'), "which is no settings of eval.py niah"),
         (
             lambda folder: (folder / "settings.json").write_text('{"tasks": []}'),

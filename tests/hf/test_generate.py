@@ -70,6 +70,18 @@ def test_padding_behind_a_row_is_refused(hf: NeuralMemForCausalLM, tokens: Tenso
         hf.generate(tokens.repeat(2, 1), attention_mask=mask, max_new_tokens=NEW)
 
 
+def test_an_empty_prompt_is_called_that(hf: NeuralMemForCausalLM, tokenizer: Any) -> None:
+    given = tokenizer(["abc", ""], return_tensors="pt", padding=True)
+    with pytest.raises(nm.UserError, match="input_ids row 1 is an empty prompt; it must have at least one token"):
+        hf.generate(**given, max_new_tokens=NEW)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"num_beams": 2}, {"prefill_chunk_size": 4}], ids=str)
+def test_a_mask_that_is_too_short_is_refused(hf: NeuralMemForCausalLM, tokens: Tensor, options: dict) -> None:
+    with pytest.raises(nm.UserError, match="attention_mask has 6 columns; it must have at least the 10 of input_ids"):
+        hf.generate(tokens[:, :10], attention_mask=torch.ones(1, 6), max_new_tokens=NEW, **options)
+
+
 @pytest.mark.parametrize("memory", ["frozen", "off"])
 def test_the_memory_can_be_switched(hf: NeuralMemForCausalLM, model: nm.CausalLM, tokens: Tensor, memory: str) -> None:
     options = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}

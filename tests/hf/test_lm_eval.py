@@ -20,7 +20,11 @@ from neuralmem.evaluation.scoring import official
 from tests.hf.conftest import CONFIG
 
 pytest.importorskip("transformers", reason="transformers is not installed: pip install neuralmem[hf]")
-pytest.importorskip("lm_eval.models.huggingface", reason="lm-eval[hf] is not installed: pip install neuralmem[eval]")
+pytest.importorskip(
+    "lm_eval.models.huggingface",
+    reason="lm-eval is not installed: pip install neuralmem[eval]; then answers, RULER's scores and bits per byte are "
+    "compared with those of the harness",
+)
 import lm_eval
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM

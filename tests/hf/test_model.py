@@ -169,6 +169,10 @@ def test_a_state_goes_through_a_file_into_a_cache(hf: NeuralMemForCausalLM, tmp_
         ({"inputs_embeds": torch.zeros(1, 3, 8)}, "inputs_embeds is not supported: tokens are read"),
         ({"output_attentions": True}, "output_attentions is not supported"),
         ({"attention_mask": torch.ones(1, 1, 3, 3)}, r"attention_mask has shape \[1, 1, 3, 3\]; it must be \[B, T\]"),
+        (
+            {"attention_mask": torch.ones(1, 2)},
+            "attention_mask has 2 columns; it must have at least the 3 of input_ids",
+        ),
         ({"past_key_values": ((1, 2),)}, "is a tuple; it must be a MemoryCache"),
         ({"input_ids": None}, "input_ids is None"),
         ({"memory": "of"}, "memory is 'of'; it must be one of on, frozen, off"),

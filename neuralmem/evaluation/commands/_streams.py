@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from neuralmem.errors import UserError
+from neuralmem.evaluation.bookmark import UNFINISHED, Bookmark
 from neuralmem.evaluation.curves import write_curves
 from neuralmem.evaluation.facts import Facts
 from neuralmem.evaluation.haystack import NAMES
@@ -88,8 +89,10 @@ def carry_out(options: argparse.Namespace, command: str, choose: Callable[[Opene
     sampling = Sampling(options.samples, tuple(dict.fromkeys(["none", *ablations])), options.seed, options.batch_size)
     facts = Facts(opened.training, opened.tokenizer, options.haystack, options.seed)
     with progress_bar() as (plan, advance):
-        listener = Listener(model, opened.tokenizer, opened.stream_chunk, advance, model.config.attention.segment)
+        segment, bookmark = model.config.attention.segment, Bookmark(opened.out / UNFINISHED)
+        listener = Listener(model, opened.tokenizer, opened.stream_chunk, advance, segment, bookmark)
         rows = run_measure(measure, facts, listener, opened.subject, opened.out, sampling, plan)
+        bookmark.clear()
     lines, notes = measure.lines(rows), measure.notes(rows)
     notes += [
         reach_note(model.reach) + " Null model: questions that they could answer.",

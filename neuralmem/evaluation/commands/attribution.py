@@ -38,7 +38,7 @@ NOTES = (
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options beside those of every command; --batch-size counts texts read side by side."""
-    add_common_options(parser, "attribution")
+    add_common_options(parser, "attribution", "texts of one prompt, each without another part, read together")
     add = parser.add_argument
     add("--tasks", default="recall", metavar="LIST", help="of niah, those with one answer (recall)")
     add("--lengths", metavar="LIST", help="tokens, or 4x the training length (4x; 1k where it is not known)")
@@ -71,10 +71,11 @@ def run(options: argparse.Namespace) -> None:
     """
     training = read_training_data(options.checkpoint)
     modes = ["none", *(name for name in MODES if MODES[name] != "on")]  # reset and shuffled forget every part
+    lengths = tuple(parse_lengths(options.lengths or ("4x" if training.length else "1k"), training.length))
     settings = Settings(
         tasks=_tasks(options.tasks),
-        lengths=tuple(parse_lengths(options.lengths or ("4x" if training.length else "1k"), training.length)),
-        samples=parse_samples(options.samples),
+        lengths=lengths,
+        samples=parse_samples(options.samples, len(lengths)),
         seed=options.seed,
         protocol=one_of(options.protocol, PROTOCOLS, "--protocol"),
         haystacks=tuple(split_list(options.haystack, "--haystack")) if options.haystack else (),

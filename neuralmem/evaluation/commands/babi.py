@@ -12,10 +12,11 @@ tasks
 
 import argparse
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 from neuralmem.evaluation.asking import IDENTITY, ask_missing
-from neuralmem.evaluation.babi import SHOTS, Line, new_tokens, samples, score, summarise, tokenise
+from neuralmem.evaluation.babi import SHOTS, Line, new_tokens, samples, score, score_again, summarise, tokenise
 from neuralmem.evaluation.babi_worlds import TASKS
 from neuralmem.evaluation.bookmark import UNFINISHED, Bookmark
 from neuralmem.evaluation.commands.repeated_words import chosen_ablations
@@ -69,15 +70,16 @@ def run(options: argparse.Namespace) -> None:
     """
     training = read_training_data(options.checkpoint)
     lengths = _lengths(options.lengths, training.length)
-    longest = max(lengths)
-    haystack = open_haystack(options.haystack or training.haystack, 6 * longest, options.seed, training.share)
     opened = open_checkpoint(options, "babi", training)
     ablations = chosen_ablations(options.ablate, opened, ABLATIONS if options.samples > 1 else ABLATIONS[:-1])
-    text = tokenise(haystack, opened.tokenizer.encode, max(2 * longest, 1 << 16))
-    build = partial(
-        samples, count=options.samples, haystack=text, haystack_id=haystack.id, seed=options.seed, shots=options.shots
-    )
-    cells = [build(task, length) for task in _tasks(options.tasks) for length in lengths]
+    name, encode = options.haystack or training.haystack, opened.tokenizer.encode
+    builders = {}
+    for length in lengths:  # each from a text of its own size, so that no length changes the prompts of another
+        haystack = open_haystack(name, 6 * length, options.seed, training.share)
+        text = tokenise(haystack, encode, max(2 * length, 1 << 16))
+        build = partial(samples, haystack=text, haystack_id=haystack.id, seed=options.seed, shots=options.shots)
+        builders[length] = partial(build, length=length, count=options.samples)
+    cells = [builders[length](task) for task in _tasks(options.tasks) for length in lengths]
     journal, rows = Journal(opened.out / "babi.jsonl", IDENTITY), []
     with progress_bar() as (plan, advance):
         plan(sum(len(s.rope) for cell in cells for s in cell) * readings(ablations))
@@ -85,7 +87,10 @@ def run(options: argparse.Namespace) -> None:
         reader = Reader(opened.model, opened.tokenizer, opened.stream_chunk, advance, segment, bookmark)
         for cell in cells:
             tokens = options.max_new_tokens or new_tokens(cell)
-            rows += ask_missing(cell, ablations, reader, opened.subject, journal, score, tokens, options.batch_size)
+            own = ask_missing(cell, ablations, reader, opened.subject, journal, score, tokens, options.batch_size)
+            for row, sample in zip(own, cycle(cell), strict=False):  # all samples for each control in turn
+                journal.confirm(row, partial(score_again, sample, row, opened.subject))
+            rows += own
         bookmark.clear()
     lines = summarise(rows)
     notes = [

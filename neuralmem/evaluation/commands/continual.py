@@ -16,6 +16,7 @@ from neuralmem.evaluation.continual import Continual
 
 EXAMPLES = """example
   python eval.py continual --checkpoint runs/quickstart --tasks 5 --classes 10
+  python eval.py continual --checkpoint runs/mac_170m --intents --tasks 5 --classes 30 --shown 5
 """
 
 
@@ -24,7 +25,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_stream_options(parser, "continual", samples=16)
     add_layout_options(parser, spread=0)
     parser.add_argument("--tasks", type=int, default=5, metavar="N", help="one after the other (5)")
-    parser.add_argument("--classes", type=int, default=8, metavar="N", help="keys of a task (8)")
+    parser.add_argument("--classes", type=int, default=8, metavar="N", help="of a task (8)")
+    parser.add_argument(
+        "--intents",
+        action="store_true",
+        help="classes are intents with labels, asked in other words than told; else keys with values, word for word",
+    )
     parser.add_argument("--shown", type=int, default=3, metavar="N", help="how often each is told (3)")
 
 
@@ -39,6 +45,6 @@ def run(options: argparse.Namespace) -> None:
         options,
         "continual",
         lambda opened: Continual(
-            options.tasks, options.classes, options.shown, gap_of(options, opened), options.spread
+            options.tasks, options.classes, options.shown, gap_of(options, opened), options.spread, options.intents
         ),
     )

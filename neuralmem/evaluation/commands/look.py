@@ -39,7 +39,7 @@ LONGEST = 1 << 16  # tokens; the text is read in one call
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options beside those of every command."""
-    add_common_options(parser, "look")
+    add_common_options(parser, "look", together=None)
     add = parser.add_argument
     add("--text", metavar="FILE", help="what is read (a held-out prompt with facts)")
     add("--length", metavar="N", help="tokens: 4096, 4k, or 4x the training length (4x; 1k where it is not known)")
@@ -52,7 +52,7 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         UserError: naming the option and what it must be.
     """
-    check_positive(options, "facts", "stream_chunk", "batch_size", "threads")
+    check_positive(options, "facts", "threads")
 
 
 def run(options: argparse.Namespace) -> None:

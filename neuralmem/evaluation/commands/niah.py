@@ -139,11 +139,13 @@ def make_settings(options: argparse.Namespace, training: TrainingData) -> Settin
     depths = options.depths or (",".join(f"{depth:g}" for depth in DEPTHS) if exact else "random")
     found = parse_depths(depths)
     known = training.length is not None
+    lengths = tuple(parse_lengths(options.lengths or (LENGTHS if known else LENGTHS_UNKNOWN), training.length))
+    samples = options.samples or (SAMPLES if known and not options.lengths else SAMPLES_UNKNOWN)
     return Settings(
         tasks=tuple(find_task(name) for name in split_list(options.tasks, "--tasks")),
-        lengths=tuple(parse_lengths(options.lengths or (LENGTHS if known else LENGTHS_UNKNOWN), training.length)),
+        lengths=lengths,
         depths=None if found is None else tuple(found),
-        samples=parse_samples(options.samples or (SAMPLES if known and not options.lengths else SAMPLES_UNKNOWN)),
+        samples=parse_samples(samples, len(lengths)),
         seed=options.seed,
         protocol=one_of(options.protocol, PROTOCOLS, "--protocol"),
         haystacks=tuple(split_list(options.haystack, "--haystack")) if options.haystack else (),

@@ -3,7 +3,7 @@
 Prints a table; writes perplexity.jsonl (a line per document and reading), perplexity.csv and perplexity.png to --out.
 
 readings
-  on       the memory as it is
+  on       the memory as it is, which --ablate calls none too
   frozen   nothing is written; reads see the learned initial weights
   off      the memory gives zeros
   window   each token from a fresh state that read the last tokens only, as many as attention can see
@@ -13,6 +13,7 @@ import argparse
 import math
 
 from neuralmem.errors import UserError
+from neuralmem.evaluation.bookmark import UNFINISHED, Bookmark
 from neuralmem.evaluation.held_out import NAMES, open_text
 from neuralmem.evaluation.journal import Journal
 from neuralmem.evaluation.lengths import parse_tokens, split_list
@@ -30,6 +31,7 @@ EXAMPLES = """examples
   python eval.py perplexity --checkpoint runs/mac_170m --haystack file:books.jsonl --tokens 4m
 """
 PERPLEXITY = "perplexity [95%]"
+NAMED = ("on", "none", *READINGS[1:])  # none is what the other evaluations call on
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--haystack", default="", metavar="TEXT", help=f"{', '.join(NAMES)} (validation text of the checkpoint)")
     add("--tokens", default="256k", metavar="N", help="tokens to read at most: 4096, 256k, 1m (256k)")
-    add("--ablate", metavar="LIST", help=f"controls, of {','.join(READINGS[1:])} (all that the model has)")
+    add("--ablate", metavar="LIST", help=f"controls, of {','.join(NAMED[1:])} (all that the model has)")
 
 
 def check(options: argparse.Namespace) -> None:
@@ -47,7 +49,8 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         UserError: naming the option and what it must be.
     """
-    parse_tokens(options.tokens, "--tokens")
+    if parse_tokens(options.tokens, "--tokens") < 2:
+        raise UserError(f"--tokens is {options.tokens!r}; it must be at least 2, one that is given and one to predict")
     check_positive(options, "stream_chunk", "batch_size", "threads")
 
 
@@ -65,11 +68,13 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--haystack is {options.haystack or text.id!r}, which has no document of two tokens")
     model = opened.model
     with progress_bar() as (plan, advance):
-        reader = LossReader(model, opened.stream_chunk, model.config.attention.segment, advance)
+        segment, bookmark = model.config.attention.segment, Bookmark(opened.out / UNFINISHED)
+        reader = LossReader(model, opened.stream_chunk, segment, advance, bookmark)
         readings = wanted(options.ablate, reader)
         journal = Journal(opened.out / "perplexity.jsonl", IDENTITY)
         plan(sum(reader.cost(len(d.tokens), reading) for d in documents for reading in readings))
         rows = measure(documents, reader, readings, opened.subject, journal, options.batch_size)
+        bookmark.clear()
     lines, nulls = summarise(rows, options.seed), null_models(documents, opened.tokenizer.vocab_size)
     shown = [_shown(line) for line in lines]
     shown += [{"memory": f"null: {name}", PERPLEXITY: f"{math.exp(loss):.2f}"} for name, loss in nulls.items()]
@@ -88,7 +93,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def wanted(ablate: str | None, reader: LossReader) -> list[Reading]:
-    """ "on" and the controls asked for, or all that the model has.
+    """ "on", which may be called "none", and the controls asked for, or all that the model has.
 
     Raises:
         UserError: a control that does not exist, or that this model has not.
@@ -96,7 +101,8 @@ def wanted(ablate: str | None, reader: LossReader) -> list[Reading]:
     have = reader.readings()
     if ablate is None:
         return list(have)
-    named = [one_of(name, READINGS, "--ablate") for name in split_list(ablate, "--ablate")]
+    named = [one_of(name, NAMED, "--ablate") for name in split_list(ablate, "--ablate")]
+    named = ["on" if name == "none" else name for name in named]
     for name in named:
         if name not in have:
             why = "has full attention" if getattr(reader.model, "has_memory", True) else "has no memory"

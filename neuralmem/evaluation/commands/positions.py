@@ -4,7 +4,7 @@ Prints a table and whether the loss keeps falling past the training length; writ
 reading), positions.csv and two pictures per length to --out.
 
 readings
-  on       the memory as it is
+  on       the memory as it is, which --ablate calls none too
   frozen   nothing is written; reads see the learned initial weights
   off      the memory gives zeros
   window   each token from a fresh state that read the last tokens only, as many as attention can see
@@ -15,12 +15,13 @@ from collections import Counter
 from pathlib import Path
 
 from neuralmem.errors import UserError
-from neuralmem.evaluation.commands.perplexity import wanted
+from neuralmem.evaluation.bookmark import UNFINISHED, Bookmark
+from neuralmem.evaluation.commands.perplexity import NAMED, wanted
 from neuralmem.evaluation.curves import Curve, Curves, write_curves
 from neuralmem.evaluation.held_out import NAMES, HeldOutRow, open_text, rows_of
 from neuralmem.evaluation.journal import Journal
 from neuralmem.evaluation.lengths import parse_lengths
-from neuralmem.evaluation.losses import READINGS, LossReader
+from neuralmem.evaluation.losses import LossReader
 from neuralmem.evaluation.opened import Opened, add_common_options, check_positive, open_checkpoint
 from neuralmem.evaluation.positions import IDENTITY, Bucket, growth, measure, summarise, verdict
 from neuralmem.evaluation.recall import read_training_data
@@ -41,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--lengths", metavar="LIST", help="of the texts in tokens: 4096, 4k, 1m, or 16x the training length (16x)")
     add("--samples", type=int, default=16, metavar="N", help="texts per length, fewer where there is no more (16)")
     add("--haystack", default="", metavar="TEXT", help=f"{', '.join(NAMES)} (validation text of the checkpoint)")
-    add("--ablate", metavar="LIST", help=f"controls, of {','.join(READINGS[1:])} (all that the model has)")
+    add("--ablate", metavar="LIST", help=f"controls, of {','.join(NAMED[1:])} (all that the model has)")
     add(
         "--shuffle-lines",
         action="store_true",
@@ -78,7 +79,8 @@ def run(options: argparse.Namespace) -> None:
         if not texts[length]:
             raise UserError(f"--lengths holds {length}; {text.id} holds less text, give --haystack file:PATH")
     with progress_bar() as (plan, advance):
-        reader = LossReader(opened.model, opened.stream_chunk, opened.model.config.attention.segment, advance)
+        segment, bookmark = opened.model.config.attention.segment, Bookmark(opened.out / UNFINISHED)
+        reader = LossReader(opened.model, opened.stream_chunk, segment, advance, bookmark)
         readings = wanted(options.ablate, reader)
         journal = Journal(opened.out / "positions.jsonl", IDENTITY)
         plan(sum(len(some) * reader.cost(n + 1, r) for n, some in texts.items() for r in readings))
@@ -88,6 +90,7 @@ def run(options: argparse.Namespace) -> None:
             )
             for length, rows in texts.items()
         }
+        bookmark.clear()
     summary, pictures = [], []
     for length, rows in found.items():
         buckets = summarise(rows, training.length, options.seed)

@@ -6,6 +6,7 @@ Prints a table; writes repeated-words.jsonl (a line per prompt and control), rep
 import argparse
 from collections.abc import Sequence
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 from neuralmem.errors import UserError
@@ -16,7 +17,7 @@ from neuralmem.evaluation.lengths import split_list
 from neuralmem.evaluation.niah import readings
 from neuralmem.evaluation.opened import Opened, add_common_options, check_positive, one_of, open_checkpoint
 from neuralmem.evaluation.reader import ABLATIONS, Reader
-from neuralmem.evaluation.repeated_words import Line, find_pair, new_tokens, samples, score, summarise
+from neuralmem.evaluation.repeated_words import Line, find_pair, new_tokens, samples, score, score_again, summarise
 from neuralmem.evaluation.screen import progress_bar
 from neuralmem.evaluation.tables import interval, print_lines, reach_note, with_ends, write_csv
 
@@ -69,9 +70,12 @@ def run(options: argparse.Namespace) -> None:
         )
         for cell in cells:
             scored = partial(score, reach=opened.model.reach)
-            rows += ask_missing(
+            own = ask_missing(
                 cell, ablations, reader, opened.subject, journal, scored, new_tokens(cell), options.batch_size
             )
+            for row, sample in zip(own, cycle(cell), strict=False):  # all samples for each control in turn
+                journal.confirm(row, partial(score_again, sample, row, opened.subject))
+            rows += own
     lines = summarise(rows, options.seed)
     notes = [
         f"{options.pairs}: {options.samples} places of the odd word at most; answers of up to twice the text's tokens.",

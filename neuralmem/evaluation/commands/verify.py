@@ -3,9 +3,12 @@
 Of eval.py niah and baselines every row and the table are checked, of several runs into a folder too: hash, counts,
 spans and scores.
 Of any other evaluation the command is given again on a copy of the rows: it must find all its prompts among them, by
-their hash and that of the weights, and write the same tables; other fields and further rows are not looked at. Runs no
-model, so what only that can say is not checked. Prints a line per difference and ends with exit code 1 where there is
-one.
+their hash and that of the weights, and write the same tables; rows that it does not ask for are not looked at. Of these
+rows, what the prompt decides and the scores that the model's answers give are computed again, but for perplexity,
+positions and look, whose losses and gates are all the model's.
+Runs no model, so what only that can say is not checked: predictions, losses and likelihoods, ranks among answers, how
+many tokens were the likeliest, falls, sizes and times. Prints a line per difference and ends with exit code 1 where
+there is one.
 """
 
 import argparse
@@ -17,7 +20,7 @@ import torch
 from neuralmem.errors import UserError
 from neuralmem.evaluation import replay
 from neuralmem.evaluation.asked import FILE, read_runs
-from neuralmem.evaluation.html_report import MACHINE
+from neuralmem.evaluation.journal import MACHINE
 from neuralmem.evaluation.recall import read_training_data
 from neuralmem.evaluation.rows import read_results
 from neuralmem.evaluation.verify import differences
