@@ -90,6 +90,7 @@ def falls(memory: str) -> Callable[[dict[str, Any]], str]:
 ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "needle in noise (s-niah-pk), 16K": needle("needle_16k"),
     "the same, 256K": needle("needle_256k"),
+    "the same, 1M": needle("needle_1m"),
     "number in text (s-niah-n), 16K": needle("number_16k"),
     "one of five facts in 128 bytes, within reach": within,
     "eight keys told once": overwritten("accuracy", "0"),

@@ -1,7 +1,8 @@
 """The trained models that come with the package: train them, ask them, put them into the package, write it down.
 
-A model is a config of configs/checkpoints/, or several: NAME.yaml may begin with the weights that NAME_second.yaml
-makes, and that with those of NAME_first.yaml. The first may begin with a model that is shipped already.
+A model is a config of configs/checkpoints/, or several: NAME.yaml may begin with the weights that NAME_third.yaml
+makes, that with those of NAME_second.yaml, and that with those of NAME_first.yaml, which may begin with a model that is
+shipped already. To train a shipped model on, copy it to the folder of the run before, runs/checkpoints/NAME-third.
 Its run and its answers lie in runs/checkpoints/NAME, and what is there is not made again: training goes on where it
 stopped, and so does every question. What is shipped, in neuralmem/pretrained/NAME, is the run's model with its config
 and `made.json`: commands, commit, seed, data, and every score. Where the run is gone, the shipped model is asked what
@@ -22,6 +23,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,7 @@ QUESTIONS = (
     *(needles("number_16k", "s-niah-n", "16k", n, "none", models) for n, models in NEEDLES.items()),
     needles("number_16k_controls", "s-niah-n", "16k", 100, CONTROLS, MEMORIES),
     needles("needle_256k", "s-niah-pk", "256k", 100, "none", TITANS),
+    needles("needle_1m", "s-niah-pk", "1m", 10, "none", ("mag-tiny",)),
     Question(
         "within_reach",
         (
@@ -120,7 +123,7 @@ def config_of(name: str) -> Path:
 
 def parts(name: str) -> list[str]:
     """The runs that make a model, one after another; each has a config of its own and gives its weights to the next."""
-    before = [f"{name}-{number}" for number in ("first", "second")]
+    before = [f"{name}-{number}" for number in ("first", "second", "third")]
     return [*(part for part in before if config_of(part).exists()), name]
 
 
@@ -219,7 +222,7 @@ def ship(name: str) -> None:
         trained = json.loads((locate(base["name"]) / "made.json").read_text())["trained"]
         if trained["ended"] > json.loads((RUNS / parts(name)[0] / "machine.json").read_text())["began"]:
             raise SystemExit(f"{base['name']} is younger than {name}, which began with another; train {name} again")
-    for part in parts(name):
+    for part in parts(name)[len(gone(name)) :]:
         config, resolved = (yaml.safe_load(file.read_text()) for file in (config_of(part), RUNS / part / "config.yaml"))
         if problems := unlike(config, resolved):
             raise SystemExit(f"{config_of(part)} is not what made {RUNS / part}: {problems[0]}")
@@ -236,19 +239,19 @@ def made(name: str) -> dict[str, Any]:
     """How a model was made, and what it answered."""
     run, config = RUNS / name, yaml.safe_load(config_of(name).read_text())
     commands = [conversion(name), *(("train.py", *options_of(part)) for part in parts(name))]
-    lasts = [last_line(RUNS / part) for part in parts(name)]
-    training = {key: float(lasts[-1][key]) for key in ("stage", "answers", "loss")}
+    before, last = beginnings(name), last_line(run)
+    training = {key: float(last[key]) for key in ("stage", "answers", "loss")}
     return {
         "name": f"neuralmem/{name}",
         "command": " && ".join(f"python {' '.join(words)}" for words in commands if words),
         "seed": config["seed_everything"],
         "parameters": sum(p.numel() for p in load(run)[0].parameters()),
         "weights_sha256": weights_of(run),
-        "training": {key: sum(float(last[key]) for last in lasts) for key in ("step", "tokens")} | training,
+        "training": until(before, run) | training,
         "data": fingerprints(config["data"]["init_args"]["source"]),
         "trained": json.loads((run / "machine.json").read_text()),
         "origin": origin(name),
-        "before": [beginning(part) for part in parts(name)[:-1]],
+        "before": before,
         "scores": scores(name),
     }
 
@@ -287,13 +290,44 @@ def answered(run: Path, question: Question, weights: str) -> dict[str, Any]:
     }
 
 
-def beginning(part: str) -> dict[str, Any]:
-    """How the weights were made that a run begins with, and which they are."""
-    return {
-        "seed": yaml.safe_load(config_of(part).read_text())["seed_everything"],
-        "weights_sha256": weights_of(RUNS / part),
-        "trained": json.loads((RUNS / part / "machine.json").read_text()),
-    }
+def gone(name: str) -> list[str]:
+    """The first of a model's runs, those of which no more is left than what the shipped model says of them."""
+    return list(takewhile(lambda part: not (RUNS / part / "machine.json").is_file(), parts(name)[:-1]))
+
+
+def beginnings(name: str) -> list[dict[str, Any]]:
+    """Of every run before a model's last: how its weights were made, which they are, and what was read until then.
+
+    Raises:
+        SystemExit: a run that is gone is none of those that made the shipped model.
+    """
+    found, left = [], gone(name)
+    if left:
+        shipped, weights = json.loads((FOLDER / name / "made.json").read_text()), weights_of(RUNS / left[-1])
+        read = {key: shipped["training"][key] for key in ("step", "tokens")}
+        known = [*shipped["before"], {key: shipped[key] for key in ("seed", "weights_sha256", "trained")}]
+        known[-1]["training"] = read
+        hashes = [part["weights_sha256"] for part in known]
+        if weights not in hashes:
+            raise SystemExit(f"{RUNS / left[-1]} has weights that {FOLDER / name} says nothing of, and no machine.json")
+        found = known[: hashes.index(weights) + 1]
+    for part in parts(name)[len(left) : -1]:
+        run = RUNS / part
+        found.append(
+            {
+                "seed": yaml.safe_load(config_of(part).read_text())["seed_everything"],
+                "weights_sha256": weights_of(run),
+                "trained": json.loads((run / "machine.json").read_text()),
+                "training": until(found, run),
+            }
+        )
+    return found
+
+
+def until(before: Sequence[dict[str, Any]], run: Path) -> dict[str, float]:
+    """Steps and tokens of a run and all before it."""
+    last = last_line(run)
+    return {key: float(last[key]) + (before[-1]["training"][key] if before else 0) for key in ("step", "tokens")}
 
 
 def last_line(run: Path) -> dict[str, str]:

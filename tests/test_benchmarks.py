@@ -255,13 +255,46 @@ def test_a_run_of_the_shipped_weights_keeps_what_they_said(
     monkeypatch.setattr(checkpoints, "unlike", lambda config, resolved: [])
     monkeypatch.setattr(checkpoints, "options_of", lambda part: ("--run", part))
     before = json.loads((package / "made.json").read_text())
-    for part in ("mag-tiny-first", "mag-tiny-second", "mag-tiny"):
+    for part in checkpoints.parts("mag-tiny"):
         run = shutil.copytree(package, tmp_path / "runs" / part)
         (run / "config.yaml").write_text("{}")
         (run / "machine.json").write_text(json.dumps(before["trained"]))
         (run / "metrics.csv").write_text("step,tokens,stage,answers,loss\n1,2,3,4,5\n")
     checkpoints.ship("mag-tiny")
-    assert json.loads((package / "made.json").read_text())["scores"] == before["scores"]
+    made = json.loads((package / "made.json").read_text())
+    assert made["scores"] == before["scores"]
+    read = [part["training"] for part in (*made["before"], made)]
+    assert [(part["step"], part["tokens"]) for part in read] == [(i, 2 * i) for i in range(1, len(read) + 1)]
+
+
+def test_a_shipped_model_is_trained_on(
+    checkpoints: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it says of the runs that made it is kept, whether it is shipped for the first time or again."""
+    package, parts = checkpoints.FOLDER / "mag-tiny", checkpoints.parts("mag-tiny")
+    monkeypatch.setattr(checkpoints, "unlike", lambda config, resolved: [])
+    monkeypatch.setattr(checkpoints, "options_of", lambda part: ("--run", part))
+    before = json.loads((package / "made.json").read_text())
+    shutil.copytree(package, tmp_path / "runs" / parts[-2])
+    run = tmp_path / "runs" / "mag-tiny"
+    nm.save(run, nm.CausalLM(nm.ModelConfig(vocab_size=257, width=16, depth=1)), nm.ByteTokenizer())
+    shutil.copy(package / "data.json", run)
+    (run / "config.yaml").write_text("{}")
+    (run / "machine.json").write_text(json.dumps(before["trained"]))
+    (run / "metrics.csv").write_text("step,tokens,stage,answers,loss\n1,2,3,4,5\n")
+    for _ in range(2):
+        checkpoints.ship("mag-tiny")
+        made = json.loads((package / "made.json").read_text())
+        assert made["training"]["step"] == before["training"]["step"] + 1
+        assert made["training"]["tokens"] == before["training"]["tokens"] + 2
+        hashes = [part["weights_sha256"] for part in made["before"]]
+        assert hashes == [part["weights_sha256"] for part in (*before["before"], before)]
+        assert made["scores"] == {}
+    shutil.rmtree(tmp_path / "runs" / parts[-2])
+    shutil.copytree(run, tmp_path / "runs" / parts[-2], ignore=shutil.ignore_patterns("machine.json"))
+    (package / "made.json").write_text(json.dumps(before))
+    with pytest.raises(SystemExit, match=r"has weights that .* says nothing of"):
+        checkpoints.ship("mag-tiny")
 
 
 def test_a_model_that_is_nowhere_is_passed_over(
@@ -283,9 +316,16 @@ def test_a_models_beginning_is_written_down(load: Any) -> None:
     assert checkpoints.conversion("mag-tiny") == ()
     made = ("benchmarks/mac_from_mag.py", "neuralmem/mag-tiny", "runs/checkpoints/mac-tiny-start")
     assert checkpoints.conversion("mac-tiny") == made
-    for name in ("mac-tiny", "window-tiny"):
+    mag, wanted = (
+        json.loads((checkpoints.FOLDER / "mag-tiny" / "made.json").read_text()),
+        checkpoints.origin("mac-tiny"),
+    )
+    assert wanted["weights_sha256"] == mag["weights_sha256"]
+    known = [part["weights_sha256"] for part in (*mag["before"], mag)]
+    for name in ("mac-tiny", "hope-tiny", "window-tiny"):
         made = json.loads((checkpoints.FOLDER / name / "made.json").read_text())
-        assert made["origin"] == checkpoints.origin(name), f"{name} began with another mag-tiny"
+        assert made["origin"]["name"] == "neuralmem/mag-tiny"
+        assert made["origin"]["weights_sha256"] in known, f"{name} began with a mag-tiny that nobody knows"
 
 
 def test_a_mac_made_of_a_mag_remembers_at_once(load: Any, tmp_path: Path) -> None:

@@ -1,0 +1,120 @@
+"""How alike the keys are that a memory keeps facts of different words under, and which words have the most alike ones.
+
+Behind a line of text stands a fact of one word, "@word 4"; what is compared is the memory's key at the first digit,
+which is all that tells one word's first digit from another's, and its query in front of that digit, which has to find
+it. What its layer reads there says whether the layers before it tell the words apart at all: `width in use` is
+(sum s^2)^2 / sum s^4 of the singular values s of these vectors less their mean. Vectors of equal width in random
+directions are the null model: cosines of a standard deviation of 1 / sqrt(width).
+
+Prediction, written before the first run: mag-tiny's errors are first digits of the keys told first, half of them
+another key's, so words that are written alike will have keys that are alike.
+Run: python benchmarks/key_overlap.py neuralmem/mag-tiny [MODEL ...]
+"""
+
+import argparse
+from random import Random
+from typing import Any
+
+import torch
+from record import write
+from torch import Tensor
+from torch.nn import functional as F
+
+import neuralmem as nm
+from neuralmem.data.corpus import haystack_text
+from neuralmem.evaluation.recall import read_training_data, training_keys
+from neuralmem.memory.titans import Titans
+from neuralmem.models.pretrained import locate
+
+WORDS, SHOWN = 300, 12
+QUANTILES = (0.5, 0.9, 0.99, 0.999)
+
+
+class Listening:
+    """Keeps what a model's first layer with a memory reads, [1, T, width], and what that memory is asked and writes in
+    each call, [1, tokens, H, D]."""
+
+    def __init__(self, model: nm.CausalLM) -> None:
+        layer = next(layer for layer in model.layers if isinstance(getattr(layer, "memory", None), Titans))
+        layer.norm.register_forward_hook(lambda module, given, out: self.read.append(out))
+        self.memory = layer.memory
+        self.plain, self.memory.update = self.memory.update, self  # type: ignore[method-assign]
+        self.read: list[Tensor] = []
+        self.queries: list[Tensor] = []
+        self.keys: list[Tensor] = []
+
+    def __call__(self, q: Tensor, written: Any, *rest: Any) -> Any:
+        self.queries.append(q)  # a MAC calls for every segment
+        self.keys.append(written[0])
+        return self.plain(q, written, *rest)
+
+
+@torch.no_grad()
+def vectors(model: nm.CausalLM, tokenizer: Any, words: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of every word what is read in front of its first digit [words, width], the query there and the key at the digit,
+    both of length 1 [words, H, D]."""
+    heard, text = Listening(model), haystack_text(64).rsplit("\n", 1)[0]
+    tail = tokenizer.encode("\n")
+    read, queries, keys = [], [], []
+    for word in words:
+        ids = tokenizer.encode(f"{text}\n@{word} 4")
+        room = -len(ids) % model.config.memory.chunk_size  # a whole chunk, or the end would be read apart
+        model(torch.tensor([ids + tail * room]))
+        read.append(torch.cat(heard.read, dim=1)[0, len(ids) - 2])
+        queries.append(torch.cat(heard.queries, dim=1)[0, len(ids) - 2])
+        keys.append(torch.cat(heard.keys, dim=1)[0, len(ids) - 1])
+        for kept in (heard.read, heard.queries, heard.keys):
+            kept.clear()
+    return torch.stack(read), F.normalize(torch.stack(queries), dim=-1), F.normalize(torch.stack(keys), dim=-1)
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Quantiles of cosines between a word's query and the keys of the others, per head, and the words most alike."""
+    model, tokenizer = nm.load(name)
+    words = Random(1).sample(training_keys(read_training_data(locate(name)), tokenizer, 1), WORDS)
+    read, queries, keys = vectors(model, tokenizer, words)
+    cosines = torch.einsum("ahd,bhd->hab", queries, keys)  # [H, words, words]
+    own = cosines.diagonal(dim1=1, dim2=2)
+    others = cosines[:, ~torch.eye(WORDS, dtype=torch.bool)]
+    mean = cosines.mean(0).fill_diagonal_(-1)
+    value, place = mean.flatten().topk(SHOWN)
+    chance = F.normalize(torch.randn(4096, keys.shape[-1], generator=torch.Generator().manual_seed(0)), dim=-1)
+    random = (chance[:2048] @ chance[2048:].T).flatten()[: others[0].numel()]
+    levels = torch.tensor(QUANTILES)
+    read = read - read.mean(0)
+    power = torch.linalg.svdvals(read) ** 2
+    unit = F.normalize(read, dim=-1)
+    between = (unit @ unit.T)[~torch.eye(WORDS, dtype=torch.bool)]
+    return {
+        "model": name,
+        "words": WORDS,
+        "width": keys.shape[-1],
+        "read": {
+            "width": read.shape[-1],
+            "width in use": float(power.sum() ** 2 / (power**2).sum()),
+            "std": float(between.std()),
+            "quantiles": dict(zip(map(str, QUANTILES), between.quantile(levels).tolist(), strict=True)),
+        },
+        "own": {"mean": own.mean(1).tolist(), "least": own.amin(1).tolist()},
+        "others": {"mean": others.mean(1).tolist(), "std": others.std(1).tolist()},
+        "quantiles": dict(zip(map(str, QUANTILES), others.quantile(levels, dim=1).tolist(), strict=True)),
+        "random": dict(zip(map(str, QUANTILES), random.quantile(levels).tolist(), strict=True)),
+        "most alike": [
+            [words[i // WORDS], words[i % WORDS], round(x, 3)]
+            for x, i in zip(value.tolist(), place.tolist(), strict=True)
+        ],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", help="with a titans memory, trained on facts: folders or names")
+    torch.set_num_threads(1)
+    rows = [measure(name) for name in parser.parse_args().models]
+    for row in rows:
+        print(row["model"], row["read"], row["own"], row["others"], row["quantiles"], row["most alike"], sep="\n  ")
+    print(write("key_overlap", rows))
+
+
+if __name__ == "__main__":
+    main()
