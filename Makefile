@@ -26,7 +26,7 @@ PYTEST := $(ONE_THREAD) $(RUN) -m pytest -q
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup native native-cuda demo demo-baseline test soak test-gpu record-gpu check format clean
+.PHONY: help setup native native-cuda demo demo-baseline test test-eval soak test-gpu record-gpu check format clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -62,6 +62,11 @@ demo-baseline: $(READY) $(NATIVE) ## the same with a sliding-window Transformer 
 test: $(READY) $(NATIVE) ## run the tests (11 to 21 minutes on the two cores that it was tried on)
 	$(PYTEST) -n $(JOBS) --dist worksteal
 
+test-eval: $(READY) $(NATIVE) ## run the tests against lm-evaluation-harness, which .venv-eval gets beside the rest
+	test -x .venv-eval/bin/python || $(PYTHON) -m venv .venv-eval
+	NEURALMEM_BUILD=none .venv-eval/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e '.[eval]'
+	$(ONE_THREAD) .venv-eval/bin/python -m pytest -q -rs tests/hf/test_lm_eval.py
+
 soak: $(READY) $(NATIVE) ## run the long tests, and write down what came out
 	$(ONE_THREAD) $(RUN) benchmarks/soak.py --jobs $(JOBS)
 
@@ -82,4 +87,4 @@ format: $(READY) ## rewrite the sources in the project's format
 	$(RUN) -m ruff format .
 
 clean: ## remove .venv and caches; runs/ stays
-	rm -rf .venv build neuralmem/_C.so *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-eval build neuralmem/_C.so *.egg-info .pytest_cache .mypy_cache .ruff_cache
