@@ -23,7 +23,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +151,7 @@ def train(name: str) -> None:
     """Train a model, or go on with it."""
     if (made_first := conversion(name)) and not (RUNS / parts(name)[0] / "checkpoints").is_dir():
         call(*made_first)
-    for part in parts(name):
+    for part in parts(name)[len(gone(name)) :]:
         folder = RUNS / part
         resume = ("--resume", "auto") if (folder / "checkpoints").is_dir() else ()
         call("train.py", *options_of(part), *resume)
@@ -218,7 +217,7 @@ def ship(name: str) -> None:
         known = json.loads((folder / "made.json").read_text())
         (folder / "made.json").write_text(json.dumps(known | {"scores": scores(name)}, indent=1) + "\n")
         return
-    if base := origin(name):
+    if (base := origin(name)) and not gone(name):
         trained = json.loads((locate(base["name"]) / "made.json").read_text())["trained"]
         if trained["ended"] > json.loads((RUNS / parts(name)[0] / "machine.json").read_text())["began"]:
             raise SystemExit(f"{base['name']} is younger than {name}, which began with another; train {name} again")
@@ -250,7 +249,7 @@ def made(name: str) -> dict[str, Any]:
         "training": until(before, run) | training,
         "data": fingerprints(config["data"]["init_args"]["source"]),
         "trained": json.loads((run / "machine.json").read_text()),
-        "origin": origin(name),
+        "origin": json.loads((FOLDER / name / "made.json").read_text()).get("origin") if gone(name) else origin(name),
         "before": before,
         "scores": scores(name),
     }
@@ -291,15 +290,17 @@ def answered(run: Path, question: Question, weights: str) -> dict[str, Any]:
 
 
 def gone(name: str) -> list[str]:
-    """The first of a model's runs, those of which no more is left than what the shipped model says of them."""
-    return list(takewhile(lambda part: not (RUNS / part / "machine.json").is_file(), parts(name)[:-1]))
+    """The first of a model's runs, where the last of them is no run but a copy of the shipped model that it made."""
+    before = parts(name)[:-1]
+    copies = [(RUNS / part / "made.json").is_file() and not (RUNS / part / "machine.json").is_file() for part in before]
+    return before[: len(copies) - copies[::-1].index(True)] if any(copies) else []
 
 
 def beginnings(name: str) -> list[dict[str, Any]]:
     """Of every run before a model's last: how its weights were made, which they are, and what was read until then.
 
     Raises:
-        SystemExit: a run that is gone is none of those that made the shipped model.
+        SystemExit: the copy is of none of the runs that made the shipped model, or of one whose length nobody knows.
     """
     found, left = [], gone(name)
     if left:
@@ -308,7 +309,7 @@ def beginnings(name: str) -> list[dict[str, Any]]:
         known = [*shipped["before"], {key: shipped[key] for key in ("seed", "weights_sha256", "trained")}]
         known[-1]["training"] = read
         hashes = [part["weights_sha256"] for part in known]
-        if weights not in hashes:
+        if weights not in hashes or "training" not in known[hashes.index(weights)]:
             raise SystemExit(f"{RUNS / left[-1]} has weights that {FOLDER / name} says nothing of, and no machine.json")
         found = known[: hashes.index(weights) + 1]
     for part in parts(name)[len(left) : -1]:

@@ -1,13 +1,13 @@
-"""How alike the keys are that a memory keeps facts of different words under, and which words have the most alike ones.
+"""How well a memory tells the keys of facts of different words apart, and which words are the most alike to it.
 
 Behind a line of text stands a fact of one word, "@word 4"; what is compared is the memory's key at the first digit,
 which is all that tells one word's first digit from another's, and its query in front of that digit, which has to find
-it. What its layer reads there says whether the layers before it tell the words apart at all: `width in use` is
-(sum s^2)^2 / sum s^4 of the singular values s of these vectors less their mean. Vectors of equal width in random
-directions are the null model: cosines of a standard deviation of 1 / sqrt(width).
+it. Both come out of a convolution over four bytes. What the layer reads in front of the digit alone is measured too:
+`width in use` is (sum s^2)^2 / sum s^4 of the singular values s of these vectors less their mean. Vectors of equal
+width in random directions are the null model: cosines of a standard deviation of 1 / sqrt(width).
 
-Prediction, written before the first run: mag-tiny's errors are first digits of the keys told first, half of them
-another key's, so words that are written alike will have keys that are alike.
+Prediction, written before the first run: mag-tiny's errors are single digits of the keys told first, some of them
+another key's (looked at once, rows not kept), so words that are written alike will have keys that are alike.
 Run: python benchmarks/key_overlap.py neuralmem/mag-tiny [MODEL ...]
 """
 
@@ -68,6 +68,14 @@ def vectors(model: nm.CausalLM, tokenizer: Any, words: list[str]) -> tuple[Tenso
     return torch.stack(read), F.normalize(torch.stack(queries), dim=-1), F.normalize(torch.stack(keys), dim=-1)
 
 
+def most_alike(cosines: Tensor, words: list[str]) -> list[list[Any]]:
+    """Pairs of words with the largest cosines [words, words]."""
+    value, place = cosines.triu(1).flatten().topk(SHOWN)
+    return [
+        [words[i // WORDS], words[i % WORDS], round(x, 3)] for x, i in zip(value.tolist(), place.tolist(), strict=True)
+    ]
+
+
 def measure(name: str) -> dict[str, Any]:
     """Quantiles of cosines between a word's query and the keys of the others, per head, and the words most alike."""
     model, tokenizer = nm.load(name)
@@ -76,15 +84,15 @@ def measure(name: str) -> dict[str, Any]:
     cosines = torch.einsum("ahd,bhd->hab", queries, keys)  # [H, words, words]
     own = cosines.diagonal(dim1=1, dim2=2)
     others = cosines[:, ~torch.eye(WORDS, dtype=torch.bool)]
-    mean = cosines.mean(0).fill_diagonal_(-1)
-    value, place = mean.flatten().topk(SHOWN)
     chance = F.normalize(torch.randn(4096, keys.shape[-1], generator=torch.Generator().manual_seed(0)), dim=-1)
     random = (chance[:2048] @ chance[2048:].T).flatten()[: others[0].numel()]
     levels = torch.tensor(QUANTILES)
     read = read - read.mean(0)
     power = torch.linalg.svdvals(read) ** 2
     unit = F.normalize(read, dim=-1)
-    between = (unit @ unit.T)[~torch.eye(WORDS, dtype=torch.bool)]
+    alike = unit @ unit.T
+    between = alike[~torch.eye(WORDS, dtype=torch.bool)]
+    found = cosines.mean(0)
     return {
         "model": name,
         "words": WORDS,
@@ -99,10 +107,8 @@ def measure(name: str) -> dict[str, Any]:
         "others": {"mean": others.mean(1).tolist(), "std": others.std(1).tolist()},
         "quantiles": dict(zip(map(str, QUANTILES), others.quantile(levels, dim=1).tolist(), strict=True)),
         "random": dict(zip(map(str, QUANTILES), random.quantile(levels).tolist(), strict=True)),
-        "most alike": [
-            [words[i // WORDS], words[i % WORDS], round(x, 3)]
-            for x, i in zip(value.tolist(), place.tolist(), strict=True)
-        ],
+        "most alike, read": most_alike(alike, words),
+        "most alike, query and key": most_alike((found + found.T) / 2, words),
     }
 
 
@@ -112,7 +118,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = [measure(name) for name in parser.parse_args().models]
     for row in rows:
-        print(row["model"], row["read"], row["own"], row["others"], row["quantiles"], row["most alike"], sep="\n  ")
+        print(*(f"{name}: {value}" for name, value in row.items()), sep="\n  ")
     print(write("key_overlap", rows))
 
 

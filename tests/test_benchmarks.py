@@ -275,7 +275,12 @@ def test_a_shipped_model_is_trained_on(
     monkeypatch.setattr(checkpoints, "unlike", lambda config, resolved: [])
     monkeypatch.setattr(checkpoints, "options_of", lambda part: ("--run", part))
     before = json.loads((package / "made.json").read_text())
+    assert checkpoints.gone("mag-tiny") == []  # nothing is there: all of it is to be trained
     shutil.copytree(package, tmp_path / "runs" / parts[-2])
+    called: list[tuple[str, ...]] = []
+    monkeypatch.setattr(checkpoints, "call", lambda *words: called.append(words))
+    checkpoints.train("mag-tiny")
+    assert called == [("train.py", "--run", "mag-tiny")]
     run = tmp_path / "runs" / "mag-tiny"
     nm.save(run, nm.CausalLM(nm.ModelConfig(vocab_size=257, width=16, depth=1)), nm.ByteTokenizer())
     shutil.copy(package / "data.json", run)
@@ -291,8 +296,9 @@ def test_a_shipped_model_is_trained_on(
         assert hashes == [part["weights_sha256"] for part in (*before["before"], before)]
         assert made["scores"] == {}
     shutil.rmtree(tmp_path / "runs" / parts[-2])
-    shutil.copytree(run, tmp_path / "runs" / parts[-2], ignore=shutil.ignore_patterns("machine.json"))
-    (package / "made.json").write_text(json.dumps(before))
+    copy = shutil.copytree(run, tmp_path / "runs" / parts[-2], ignore=shutil.ignore_patterns("machine.json"))
+    for made_json in (copy / "made.json", package / "made.json"):
+        made_json.write_text(json.dumps(before))
     with pytest.raises(SystemExit, match=r"has weights that .* says nothing of"):
         checkpoints.ship("mag-tiny")
 

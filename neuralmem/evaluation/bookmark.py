@@ -67,18 +67,19 @@ class Bookmark:
         """How long this reading has taken, what was kept of it included."""
         return self.clock() - self._began
 
-    def begin(self, what: Sequence[str], model: Any) -> Kept:
+    def begin(self, what: Sequence[str], model: Any, noted: bool = False) -> Kept:
         """Begin to read, or go on.
 
         Args:
             what: what tells this reading from every other one of the model: hashes of its prompts, where they begin
             model: who reads
+            noted: whether a state is of no use without its note
         """
         self._key, self._began = sha256("\n".join(what).encode()).hexdigest()[:16], self.clock()
         self._due = self._began + self.every
         for file in self._files():
             try:
-                kept, milliseconds = self._open(file, model)
+                kept, milliseconds = self._open(file, model, noted)
             except (OSError, UserError):  # damaged, of a model with other weights, or gone: read again
                 self._remove(file)
                 continue
@@ -105,7 +106,7 @@ class Bookmark:
 
     def end(self) -> None:
         """The reading's answers are written down."""
-        for file in self._files():
+        for file in (*self._files(), *self.folder.glob(f"{self._key}.*{NOTE}")):
             self._remove(file)
 
     def clear(self) -> None:
@@ -117,11 +118,11 @@ class Bookmark:
         with contextlib.suppress(OSError):  # not there, or not empty
             self.folder.rmdir()
 
-    def _open(self, file: Path, model: Any) -> tuple[Kept, int]:
+    def _open(self, file: Path, model: Any, noted: bool) -> tuple[Kept, int]:
         """What a file holds with its note, and the milliseconds that it took."""
         state, note = State.load(file, model), b""
         tokens, milliseconds = _place(file)
-        if (beside := file.with_suffix(NOTE)).exists():
+        if (beside := file.with_suffix(NOTE)).exists() or noted:
             digest, note = (content := beside.read_bytes())[:32], content[32:]
             if sha256(note).digest() != digest:
                 raise UserError(f"{beside} is damaged")

@@ -168,5 +168,5 @@ class Journal:
         """
         if (found := _found.get()) is not None:
             must = json.loads(json.dumps(dict(again())))
-            where = f"{self.path.name} line {self._lines[self._key(row)]}"
+            where = f"{self.path.name} line {self._lines.get(self._key(row), 'new')}"
             found.extend(f"{where}: {difference}" for difference in differences(row, must))

@@ -137,8 +137,8 @@ class Listener(Reader):
         if self.bookmark is None or ablation not in KEPT_UP:
             return place, replies
         what = [ablation, str(self.stream_chunk), *(script.sha256 for script in scripts)]
-        kept = self.bookmark.begin(what, self.model)
-        if kept.state is None or not kept.note:
+        kept = self.bookmark.begin(what, self.model, noted=True)
+        if kept.state is None:
             return place, replies
         note = json.loads(kept.note)
         place.step, place.done, place.before = note["step"], note["done"], kept.tokens - note["done"]

@@ -79,8 +79,8 @@ class LossReader:
         state, found, first = self.model.init_state(len(rows)), [[row.new_empty(0).float()] for row in rows], 0
         if bookmark is not None:
             hashes = (sha256(row.numpy().tobytes()).hexdigest() for row in rows)
-            kept = bookmark.begin([reading, str(width), *hashes], self.model)
-            if kept.state is not None and kept.note:
+            kept = bookmark.begin([reading, str(width), *hashes], self.model, noted=True)
+            if kept.state is not None:
                 state, first, before = kept.state, kept.tokens, lengths.clamp(max=kept.tokens).tolist()
                 losses = torch.frombuffer(bytearray(kept.note), dtype=torch.float32)
                 found = [[part.clone()] for part in losses.split(before)]

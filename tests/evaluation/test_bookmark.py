@@ -237,11 +237,28 @@ def test_stopped_losses_go_on_with_those_before(reading: Any, tmp_path: Path) ->
     assert sum(told) == sum(read)
 
 
-def test_a_damaged_note_is_read_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", [False, True], ids=["damaged", "lost"])
+def test_a_note_that_is_damaged_or_lost_is_read_over(lost: bool, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         heard(Limited(small(), 3), "none", tmp_path, [])
     (note,) = tmp_path.glob("*.note")
-    content = bytearray(note.read_bytes())
-    content[-5] ^= 1
-    note.write_bytes(content)
-    assert heard(small(), "none", tmp_path, []) == heard(small(), "none", None, [])
+    if lost:
+        note.unlink()
+    else:
+        content = bytearray(note.read_bytes())
+        content[-5] ^= 1
+        note.write_bytes(content)
+    again = Limited(small())
+    assert heard(again, "none", tmp_path, []) == heard(small(), "none", None, [])
+    assert again.calls > 6, "from the beginning"
+
+
+def test_the_end_of_a_reading_leaves_no_note_behind(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        heard(Limited(small(), 3), "none", tmp_path, [])
+    for state in tmp_path.glob("*.safetensors"):
+        state.unlink()  # as if it was killed between the two files
+    bookmark = Bookmark(tmp_path)
+    bookmark.begin(["none", str(CHUNK), script(0).sha256, script(1).sha256], small(), noted=True)
+    bookmark.end()
+    assert not list(tmp_path.iterdir())
