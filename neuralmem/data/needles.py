@@ -148,6 +148,10 @@ def find_keys(texts: Iterable[str], tokenizer: Tokenizer, form: NeedleFormat, le
     return [word for _, word in sorted(zip(order, sorted(words), strict=True))]
 
 
+def _ending(word: str) -> str:
+    return word[-2:].lower()
+
+
 class Needles(Curriculum):
     """Rows of real text with facts in it and questions about them behind.
 
@@ -222,7 +226,6 @@ class Needles(Curriculum):
         words = list(keys) if keys is not None else find_keys(texts, tokenizer, self.forms[0])
         held = new_keys and self.part == "validation"
         self.keys = [word for word in words if self.forms[0].is_key_held_out(word) == held]
-        self._ending = [word[-2:].lower() for word in self.keys]
         self._encoded: dict[tuple[NeedleFormat, str, str | int], np.ndarray] = {}
         for number, one in enumerate(self.forms):
             self._check_format(one, f"other_forms[{number - 1}]" if number else "form")
@@ -306,7 +309,7 @@ class Needles(Curriculum):
         for n in range(1, len(words)):
             if rng.random() >= self.alike:
                 continue
-            ending = self._ending[words[int(rng.integers(n))][-1]]
+            ending = _ending(self.keys[words[int(rng.integers(n))][-1]])
             if others := [i for i in self._ending_so[ending] if i < pool and i not in taken]:
                 taken.remove(words[n][-1])
                 words[n][-1] = others[int(rng.integers(len(others)))]
@@ -316,8 +319,8 @@ class Needles(Curriculum):
     def _ending_so(self) -> dict[str, list[int]]:
         """Keys by their endings."""
         found: dict[str, list[int]] = {}
-        for i, ending in enumerate(self._ending):
-            found.setdefault(ending, []).append(i)
+        for i, word in enumerate(self.keys):
+            found.setdefault(_ending(word), []).append(i)
         return found
 
     def _text_between(self, rng: np.random.Generator, length: int, taken: set[int]) -> tuple[np.ndarray, np.ndarray]:

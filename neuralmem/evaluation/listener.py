@@ -225,8 +225,8 @@ class Listener(Reader):
             forked = place.state if rows == list(range(len(asks))) else place.state.select(rows)
             found, state = self._put([question for _, question in some], forked, ablation)
             for (row, question), (right, nll) in zip(some, found, strict=True):
-                distance = None if question.told is None else self._distance(place.total[row], question)
-                seen = self._sees(question, distance, place.first[row])
+                distance = question.distance(place.total[row])
+                seen = question.seen(place.total[row], place.first[row], self.model.reach)
                 replies[row].append(Reply(question, right, nll, distance, seen))
         if asks[0].keep:
             self._keep(asks, place, state, ablation)
@@ -264,14 +264,6 @@ class Listener(Reader):
         nll = -logits.double().log_softmax(-1).gather(-1, targets[:, None])[:, 0]
         right = logits.argmax(-1) == targets
         return list(_per_answer(questions, right.cpu(), nll.cpu())), state
-
-    def _distance(self, total: int, question: Question) -> int:
-        return total + len(question.tokens) - (question.told or 0)
-
-    def _sees(self, question: Question, distance: int | None, first: int) -> bool:
-        """As `Sample.beyond`: not when all of it is farther back than the reach, or in a session that has ended."""
-        told = question.told
-        return told is not None and distance is not None and distance <= self.model.reach and told > first
 
 
 def _tokens(step: Step) -> int:

@@ -33,6 +33,21 @@ class Question:
     told: int | None = None
     labels: dict[str, Any] = field(default_factory=dict)
 
+    def distance(self, total: int) -> int | None:
+        """Tokens from the last of what was told to its own last, asked after so many; None: it was not told."""
+        return None if self.told is None else total + len(self.tokens) - self.told
+
+    def seen(self, total: int, first: int, reach: int) -> bool:
+        """As `Sample.beyond`: not when all of it is farther back than the reach, or in a session that ended at `first`.
+
+        Example:
+            >>> question = Question((5,), (6,), told=3)
+            >>> question.distance(4), question.seen(4, 0, reach=2), question.seen(4, 3, reach=2)
+            (2, True, False)
+        """
+        distance = self.distance(total)
+        return self.told is not None and distance is not None and distance <= reach and self.told > first
+
 
 @dataclass(frozen=True)
 class Read:

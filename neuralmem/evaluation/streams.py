@@ -199,8 +199,7 @@ def asked(script: Script, reach: int) -> Iterator[tuple[Question, int | None, bo
             first = total
         else:
             for question in step.questions:
-                distance = None if question.told is None else total + len(question.tokens) - question.told
-                yield question, distance, distance is not None and distance <= reach and (question.told or 0) > first
+                yield question, question.distance(total), question.seen(total, first, reach)
                 total += step.keep * (len(question.tokens) + len(question.answer))
 
 
