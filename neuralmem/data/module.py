@@ -19,7 +19,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from neuralmem.data.batch import Batch
 from neuralmem.data.document import limited
 from neuralmem.data.faults import texts_of
-from neuralmem.data.needles import HAYSTACK_CHARACTERS, NeedleFormat, Needles, find_keys
+from neuralmem.data.needle_format import NeedleFormat
+from neuralmem.data.needles import HAYSTACK_CHARACTERS, Needles, find_keys
 from neuralmem.data.packing import PackedText
 from neuralmem.data.readers import leave_signals_to_the_parent
 from neuralmem.data.sources import DOCUMENT_BYTES, Side, Source, open_source

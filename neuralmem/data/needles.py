@@ -6,14 +6,13 @@
 as `NeedleFormat` writes by default; the quickstart's facts are `@word 123`.
 
 What is special: haystack, facts and questions are joined as tokens, which is exact because a format is refused where
-its tokens depend on what stands next to them. What is kept for validation is decided by hash, here and nowhere else, so
-that evaluation asks for what training never saw: (key, value) pairs, whole keys, and the documents of the haystack.
+its tokens depend on what stands next to them. What is kept for validation is decided by hash, so that evaluation asks
+for what training never saw: (key, value) pairs and whole keys (`NeedleFormat`), and the documents of the haystack.
 """
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -21,8 +20,9 @@ import numpy as np
 import torch
 
 from neuralmem.data.batch import Batch
-from neuralmem.data.document import Source, limited, on_side
+from neuralmem.data.document import Source, limited
 from neuralmem.data.faults import texts_of
+from neuralmem.data.needle_format import NeedleFormat
 from neuralmem.data.synthetic import Curriculum, Layout, Longer, Stage, supervise
 from neuralmem.errors import UserError
 from neuralmem.tokenizer import Tokenizer
@@ -36,84 +36,6 @@ DECOYS = (
     "{word} {number}\n",
     "{word} ({number})\n",
 )
-
-
-@dataclass(frozen=True)
-class NeedleFormat:
-    """How facts and questions are written.
-
-    Args:
-        fact: a fact with {key} and {value}
-        ask: a question with {key}, which a space and the value answer; None: a fact's text up to the value
-        digits: decimal digits of a value; there are 10 ** digits values, written with leading zeros
-        key_words: words of a key, joined by hyphens; each stands in one key of a row only
-        key_tokens: words of keys are words of exactly this many tokens; 0: of any number
-        pairs_held_out: share of all (key, value) pairs that only validation uses
-        keys_held_out: share of all keys that only validation uses, where it asks for them
-    """
-
-    fact: str = "@{key}={value}\n"
-    ask: str | None = None
-    digits: int = 3
-    key_words: int = 1
-    key_tokens: int = 1
-    pairs_held_out: float = 0.25
-    keys_held_out: float = 0.1
-
-    def head(self, key: str) -> str:
-        r"""-> the text of a fact up to its value, spaces before the value left out.
-
-        Example:
-            >>> NeedleFormat("@{key} {value}\n").head("word")
-            '@word'
-        """
-        return self.fact.partition("{value}")[0].rstrip(" ").format(key=key)
-
-    def told(self, value: int) -> str:
-        r"""-> the rest of a fact: the value with the spaces before it and what follows it.
-
-        Example:
-            >>> NeedleFormat("@{key} {value}\n").told(7)
-            ' 007\n'
-        """
-        before, _, after = self.fact.partition("{value}")
-        return " " * (len(before) - len(before.rstrip(" "))) + self.number(value) + after
-
-    def statement(self, key: str, value: int) -> str:
-        """-> a fact."""
-        return self.head(key) + self.told(value)
-
-    def question(self, key: str) -> str:
-        r"""-> what is asked; the model goes on with the answer.
-
-        Example:
-            >>> NeedleFormat("{key} is {value}.\n", ask="What is {key}? It is").question("word")
-            'What is word? It is'
-        """
-        return self.head(key) if self.ask is None else self.ask.format(key=key)
-
-    def answer(self, value: int) -> str:
-        """-> the value with the spaces before it and, as in a fact, what follows it."""
-        return self.told(value) if self.ask is None else f" {self.number(value)}{self.fact.partition('{value}')[2]}"
-
-    def number(self, value: int) -> str:
-        """-> the value alone, with leading zeros."""
-        return f"{value:0{self.digits}d}"
-
-    def is_held_out(self, key: str, value: int) -> bool:
-        """Whether a pair belongs to validation."""
-        return on_side(f"pair {key}={value}", "validation", self.pairs_held_out)
-
-    def is_key_held_out(self, key: str) -> bool:
-        """Whether a key belongs to validation."""
-        return on_side(f"key {key}", "validation", self.keys_held_out)
-
-    def value(self, rng: np.random.Generator, key: str, held_out: bool) -> int:
-        """-> a random value such that the pair is (not) held out."""
-        for _ in range(10_000):
-            if self.is_held_out(key, value := int(rng.integers(10**self.digits))) == held_out:
-                return value
-        raise UserError(f"pairs_held_out is {self.pairs_held_out}, which leaves key {key!r} without a value")
 
 
 def find_keys(texts: Iterable[str], tokenizer: Tokenizer, form: NeedleFormat, least: int = 20) -> list[str]:

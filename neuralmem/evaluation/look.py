@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from neuralmem import probe
-from neuralmem.data.needles import NeedleFormat
+from neuralmem.data.needle_format import NeedleFormat
 from neuralmem.evaluation.heatmap import COLOURS
 from neuralmem.evaluation.pictures import INK, PAPER, REACH
 from neuralmem.generation.protocol import TokenizerLike, device_of

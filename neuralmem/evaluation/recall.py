@@ -18,7 +18,8 @@ import numpy as np
 
 from neuralmem.data.corpus import VALIDATION_SHARE
 from neuralmem.data.document import limited
-from neuralmem.data.needles import HAYSTACK_CHARACTERS, NeedleFormat, find_keys
+from neuralmem.data.needle_format import NeedleFormat
+from neuralmem.data.needles import HAYSTACK_CHARACTERS, find_keys
 from neuralmem.data.sources import open_source
 from neuralmem.errors import UserError
 from neuralmem.evaluation.cell import Build, Cell, too_short

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from neuralmem.data import module
 from neuralmem.data.batch import Batch
 from neuralmem.data.module import DataModule, Files, NeedleData, RecallData, TextData, Validation
-from neuralmem.data.needles import NeedleFormat
+from neuralmem.data.needle_format import NeedleFormat
 from neuralmem.data.sources import Side, Source, open_source
 from neuralmem.data.synthetic import Stage
 from neuralmem.data.tokenizers import make_tokenizer

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from neuralmem.data.batch import NO_LOSS, Batch, exact_answers
-from neuralmem.data.needles import DECOYS, NeedleFormat, Needles, find_keys
+from neuralmem.data.needle_format import NeedleFormat
+from neuralmem.data.needles import DECOYS, Needles, find_keys
 from neuralmem.data.sources import open_source
 from neuralmem.data.synthetic import Curriculum, Longer, Recall, Stage
 from neuralmem.errors import UserError

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
-from neuralmem.data.needles import NeedleFormat
+from neuralmem.data.needle_format import NeedleFormat
 from neuralmem.evaluation.grammar import sentences
 from neuralmem.evaluation.niah import Settings
 from neuralmem.evaluation.prompts import find_task

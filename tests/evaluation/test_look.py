@@ -9,7 +9,7 @@ import torch
 
 from neuralmem import registry
 from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
-from neuralmem.data.needles import NeedleFormat
+from neuralmem.data.needle_format import NeedleFormat
 from neuralmem.evaluation.cli import main
 from neuralmem.evaluation.look import Seen, draw, find_facts, look, summarise
 from neuralmem.models.causal_lm import CausalLM, build_model

@@ -49,7 +49,7 @@ INTENTS = Continual(2, 3, 4, GAP, intents=True)
 
 @pytest.fixture(scope="module")
 def facts(text_file: Path) -> Facts:
-    from neuralmem.data.needles import NeedleFormat
+    from neuralmem.data.needle_format import NeedleFormat
 
     training = TrainingData(length=256, source=str(text_file), form=NeedleFormat(key_tokens=0))
     return Facts(training, ByteTokenizer(), f"file:{text_file}")

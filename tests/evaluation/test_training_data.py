@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from neuralmem.config import ModelConfig
-from neuralmem.data.needles import NeedleFormat
+from neuralmem.data.needle_format import NeedleFormat
 from neuralmem.errors import UserError
 from neuralmem.evaluation.recall import TrainingData, read_training_data
 from neuralmem.models.causal_lm import CausalLM
