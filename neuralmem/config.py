@@ -14,7 +14,7 @@ from neuralmem.fields import build, check
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "identity"]
 OpBackend = Literal["auto", "reference", "chunked", "native"]
-AttentionBackend = Literal["auto", "flash_attn", "torch_flash", "flex", "banded", "dense"]
+AttentionBackend = Literal["auto", "flash_attn", "torch_flash", "flex", "banded", "cpu_flash", "dense"]
 
 
 @dataclass(frozen=True)

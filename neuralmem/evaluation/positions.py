@@ -7,10 +7,14 @@ easier as they go on for a model without a memory too, so is whether the gain ov
 Source: evaluation.md section 4.5 (TTT-E2E section 3.4.1); log2 buckets.
 """
 
+import math
 import time
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from neuralmem.evaluation.bootstrap import Mean, weighted_mean
 from neuralmem.evaluation.held_out import HeldOutRow
@@ -46,6 +50,7 @@ def measure(
         batch_size: rows read together
     """
     hashes, found = [sha256(row.tokens) for row in rows], []
+    fixed = _fixed(len(rows[0].tokens) - 1, train_length, subject)
     for reading in readings:
         keys = [key(one, reading, subject) | {"train_length": train_length} for one in hashes]
         todo = [i for i, k in enumerate(keys) if journal.find(**k) is None]
@@ -59,36 +64,54 @@ def measure(
             journal.add(
                 *(
                     keys[i]
-                    | {"text": text, "kind": rows[i].kind, "tokens": len(row)}
-                    | _curves(row, train_length)
-                    | {
-                        "reach": subject.reach,
-                        "tokenizer_sha256": subject.tokenizer_sha256,
-                        "chunk_size_train": subject.chunk_size_train,
-                        "device": subject.device,
-                        "state_bytes": losses.state_bytes,
-                        "wall_s": round(seconds, 6),
-                    }
+                    | {"text": text, "kind": rows[i].kind}
+                    | fixed
+                    | _curves(row, fixed)
+                    | {"device": subject.device, "state_bytes": losses.state_bytes, "wall_s": round(seconds, 6)}
                     for i, row in zip(batch, losses.rows, strict=True)
                 )
             )
             if bookmark is not None:
                 bookmark.end()
+        for k in keys:
+            if row := journal.find(**k):
+                journal.confirm(row, partial(_again, row, fixed))
         named = [(k, one.document) for k, one in zip(keys, rows, strict=True)]
         found += [row | {"document": document} for k, document in named if (row := journal.find(**k))]
     return found
 
 
-def _curves(losses: Any, train_length: int | None) -> dict[str, Any]:
-    length = len(losses)
-    ends = bucket_ends(length, train_length) if train_length else bucket_ends(length)
-    steps = [round(length * (i + 1) / min(CURVE, length)) for i in range(min(CURVE, length))]
+def _fixed(length: int, train_length: int | None, subject: Subject) -> dict[str, Any]:
+    """What a text of so many predicted tokens and the model's config decide."""
     return {
-        "bucket_ends": ends,
-        "bucket_nll": bucket_means(losses, ends),
-        "curve_ends": steps,
-        "curve_nll": bucket_means(losses, steps),
+        "tokens": length,
+        "bucket_ends": bucket_ends(length, train_length) if train_length else bucket_ends(length),
+        "curve_ends": [round(length * (i + 1) / min(CURVE, length)) for i in range(min(CURVE, length))],
+        "reach": subject.reach,
+        "tokenizer_sha256": subject.tokenizer_sha256,
+        "chunk_size_train": subject.chunk_size_train,
     }
+
+
+def _curves(losses: Tensor, ends: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{name}_nll": bucket_means(losses, ends[f"{name}_ends"]) for name in ("bucket", "curve")}
+
+
+def _again(row: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row must say; buckets and curve are means of the same losses, so where both end both have the same sum."""
+    must = dict(fixed)
+    if len(row["curve_nll"]) != len(must["curve_ends"]):
+        return must | {"curve_nll": f"{len(must['curve_ends'])} means"}
+    curve = dict(zip(must["curve_ends"], _sums(row["curve_nll"], must["curve_ends"]), strict=True))
+    found = zip(must["bucket_ends"], _sums(row["bucket_nll"], must["bucket_ends"]), strict=False)
+    if any(end in curve and not math.isclose(total, curve[end], rel_tol=1e-6) for end, total in found):
+        must["bucket_nll"] = "means of what curve_nll has means of"
+    return must
+
+
+def _sums(means: Sequence[float], ends: Sequence[int]) -> list[float]:
+    """The sum of all losses up to each end."""
+    return list(accumulate(mean * (b - a) for mean, (a, b) in zip(means, pairwise([0, *ends]), strict=False)))
 
 
 class Bucket(NamedTuple):

@@ -93,6 +93,15 @@ FORGERIES = [  # command, change, what is said of the row
     *((command, flip_answer("exact"), "].exact is") for command in STREAMS),
     *((command, flip_answer("seen"), "].seen is") for command in STREAMS),
     ("overwrite", lambda row: row["answers"].pop(), "answers is"),
+    ("perplexity", lambda row: row.update(tokens=row["tokens"] + 50), "tokens is"),
+    ("perplexity", lambda row: row.update(tokens_beyond=7), "tokens_beyond is 7, computed again it is"),
+    ("perplexity", lambda row: row.update(reach=0), "reach is 0, computed again it is"),
+    ("perplexity", lambda row: row.update(nll_beyond=row["nll"] + 1), "nll_beyond is"),
+    ("positions", lambda row: row.update(tokens=5), "tokens is 5, computed again it is 512"),
+    ("positions", lambda row: row["bucket_nll"].__setitem__(-1, 0.0), "bucket_nll is"),
+    ("positions", lambda row: row["curve_nll"].__setitem__(-1, 0.0), "bucket_nll is"),
+    ("positions", lambda row: row["curve_nll"].pop(), "curve_nll is"),
+    ("positions", lambda row: row.update(reach=0), "reach is 0, computed again it is"),
 ]
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from neuralmem.errors import UserError
-from neuralmem.ops.attention import attend, torch_flash
+from neuralmem.ops.attention import _choose, attend, torch_flash
 from neuralmem.ops.attention.call import prepare
 from neuralmem.ops.attention.dense import visible
 from neuralmem.ops.attention.merge import Kernel, merge, merged_attention
@@ -55,6 +55,39 @@ def test_merged_flash_is_dense(
 
     oracle = gradients(attend, arguments, window=window, backend="dense")
     assert_same(gradients(flash, arguments), oracle, atol)
+
+
+@pytest.mark.parametrize("prefix", [0, 3])
+@pytest.mark.parametrize(("tokens", "cached"), [(1, 0), (17, 0), (300, 0), (1, 40), (64, 200), (300, 1)])
+def test_cpu_flash_is_dense(prefix: int, tokens: int, cached: int) -> None:
+    arguments = make(tokens, cached, prefix=prefix)
+    ours = gradients(attend, arguments, window=None, backend="cpu_flash")
+    assert_same(ours, gradients(attend, arguments, window=None, backend="dense"), 1e-11)
+
+
+def test_cpu_flash_errs_in_half_precision_as_dense_does() -> None:
+    arguments = make(200, 30, prefix=2)
+    half = {name: x.bfloat16() for name, x in arguments.items() if name != "prefix"}
+    half["prefix"] = tuple(x.bfloat16() for x in arguments["prefix"])
+    exact = {name: x.double() for name, x in half.items() if name != "prefix"}
+    exact["prefix"] = tuple(x.double() for x in half["prefix"])
+    true = attend(**exact, window=None, backend="dense")
+    error, dense = (
+        (attend(**half, window=None, backend=b).double() - true).abs().max() for b in ("cpu_flash", "dense")
+    )
+    assert error <= 3 * dense + 1e-3
+
+
+def test_full_attention_on_a_cpu_is_flash_where_it_can_be() -> None:
+    def chosen(tokens: int, document: Tensor | None = None, window: int | None = None) -> str:
+        call = prepare(*(make(tokens)[name] for name in "qkv"), window, (None, document), None, 10000.0)
+        return _choose(call, "auto")
+
+    assert chosen(128) == "cpu_flash"
+    assert chosen(127) == "dense"  # can be differentiated twice
+    assert chosen(128, torch.zeros(2, 128, dtype=torch.long)) == "dense"
+    assert chosen(128, window=128) == "dense"
+    assert chosen(129, window=128) == "banded"
 
 
 def test_merge_is_softmax_over_the_union() -> None:

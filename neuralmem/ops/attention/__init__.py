@@ -1,4 +1,4 @@
-"""Causal softmax attention with a sliding window, documents, cached keys and a persistent prefix: five rungs.
+"""Causal softmax attention with a sliding window, documents, cached keys and a persistent prefix: six rungs.
 
 `attend` picks the fastest rung that can serve the call and says so once in the log "neuralmem". Derivations: README.md.
 Source: Titans (2501.00663) 3.3 and 4 for persistent tokens; Mistral (2310.06825) for the window.
@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 
 from neuralmem.errors import UserError, nearest
-from neuralmem.ops.attention import banded, dense, flash, flex, torch_flash
+from neuralmem.ops.attention import banded, cpu_flash, dense, flash, flex, torch_flash
 from neuralmem.ops.attention.call import Call, prepare
 from neuralmem.ops.attention.mac import attend_segment
 from neuralmem.ops.attention.rotary import rotary_table, rotate
@@ -24,6 +24,7 @@ BACKENDS: dict[str, ModuleType] = {
     "torch_flash": torch_flash,
     "flex": flex,
     "banded": banded,
+    "cpu_flash": cpu_flash,
     "dense": dense,
 }
 _announced: set[tuple[object, ...]] = set()
@@ -53,7 +54,7 @@ def attend(
         prefix: None, or keys and values, each Float [P, N, D], that every query sees; they have no position, so the
             un-rotated query meets them
         rotary_base: base of the rotary positions, which are indices on the key axis
-        backend: "auto", or a rung: "flash_attn", "torch_flash", "flex", "banded", "dense"
+        backend: "auto", or a rung: "flash_attn", "torch_flash", "flex", "banded", "cpu_flash", "dense"
 
     Returns:
         Float [B, T, N, D] in the dtype of q (under autocast: of autocast). A query that sees no token key gets the
@@ -98,7 +99,10 @@ def _ladder(call: Call) -> list[str]:
     if call.query.is_cuda:
         rungs += ["flash_attn", "torch_flash"]
         rungs += ["flex"] if tokens >= flex.SHORTEST_CALL else []
-    rungs += ["banded"] if call.window is not None and tokens > call.window else []
+    if call.window is not None:
+        rungs += ["banded"] if tokens > call.window else []
+    elif tokens >= cpu_flash.SHORTEST_CALL:
+        rungs += ["cpu_flash"]
     return [*rungs, "dense"]
 
 
