@@ -1,8 +1,8 @@
 """The trained models that come with the package: train them, ask them, put them into the package, write it down.
 
-A model is a config of configs/checkpoints/, or several: NAME.yaml may begin with the weights that NAME_third.yaml
-makes, that with those of NAME_second.yaml, and that with those of NAME_first.yaml, which may begin with a model that is
-shipped already. To train a shipped model on, copy it to the folder of the run before, runs/checkpoints/NAME-third.
+A model is a config of configs/checkpoints/, or several: NAME.yaml may begin with the weights that NAME_fourth.yaml
+makes, that with those of NAME_third.yaml, and so on to NAME_first.yaml, which may begin with a model that is shipped
+already. To train a shipped model on, copy it to the folder of the run before, runs/checkpoints/NAME-fourth.
 Its run and its answers lie in runs/checkpoints/NAME, and what is there is not made again: training goes on where it
 stopped, and so does every question. What is shipped, in neuralmem/pretrained/NAME, is the run's model with its config
 and `made.json`: commands, commit, seed, data, and every score. Where the run is gone, the shipped model is asked what
@@ -42,7 +42,11 @@ TITANS = ("mag-tiny", "mac-tiny")
 # How many needles at 16K: what there were hours for. The figure wanted of a Titans is of five hundred.
 NEEDLES = {500: ("mag-tiny", "mac-tiny"), 100: ("hope-tiny", "window-tiny")}
 STEPS = ("train", "ask", "ship", "docs")
-CONVERTED = {"mac-tiny-start": ("benchmarks/mac_from_mag.py", "neuralmem/mag-tiny")}  # a run's beginning: made by, of
+CONVERTED = {  # a run's beginning: made by, of
+    "mag-tiny-longer": ("benchmarks/larger_memory.py", "--taps", "8", "runs/checkpoints/mag-tiny-third"),
+    "mag-tiny-wider": ("benchmarks/larger_memory.py", "--heads", "4", "runs/checkpoints/mag-tiny-fourth"),
+    "mac-tiny-start": ("benchmarks/mac_from_mag.py", "neuralmem/mag-tiny"),
+}
 
 
 @dataclass(frozen=True)
@@ -122,39 +126,38 @@ def config_of(name: str) -> Path:
 
 def parts(name: str) -> list[str]:
     """The runs that make a model, one after another; each has a config of its own and gives its weights to the next."""
-    before = [f"{name}-{number}" for number in ("first", "second", "third")]
+    before = [f"{name}-{number}" for number in ("first", "second", "third", "fourth")]
     return [*(part for part in before if config_of(part).exists()), name]
 
 
-def start(name: str) -> str | None:
-    """What the first of a model's runs begins with; None for random weights."""
-    return yaml.safe_load(config_of(parts(name)[0]).read_text()).get("init_from")
+def start(part: str) -> str | None:
+    """What a run begins with; None for random weights."""
+    return yaml.safe_load(config_of(part).read_text()).get("init_from")
 
 
-def conversion(name: str) -> tuple[str, ...]:
-    """The command that makes what a model's first run begins with; () where nothing has to be made."""
-    begins = start(name)
+def conversion(part: str) -> tuple[str, ...]:
+    """The command that makes what a run begins with; () where nothing has to be made."""
+    begins = start(part)
     return (*CONVERTED[Path(begins).name], begins) if begins and Path(begins).name in CONVERTED else ()
 
 
 def origin(name: str) -> dict[str, Any] | None:
     """The shipped model whose weights a model's first run begins with, as they are or converted."""
-    begins = start(name)
+    begins = start(parts(name)[0])
     if begins is None:
         return None
-    _, base = CONVERTED.get(Path(begins).name, (None, begins))
+    base = CONVERTED.get(Path(begins).name, (begins,))[-1]
     training = json.loads((locate(base) / "made.json").read_text())["training"]
     return {"name": base, "weights_sha256": weights_of(locate(base)), **{k: training[k] for k in ("step", "tokens")}}
 
 
 def train(name: str) -> None:
     """Train a model, or go on with it."""
-    if (made_first := conversion(name)) and not (RUNS / parts(name)[0] / "checkpoints").is_dir():
-        call(*made_first)
     for part in parts(name)[len(gone(name)) :]:
-        folder = RUNS / part
-        resume = ("--resume", "auto") if (folder / "checkpoints").is_dir() else ()
-        call("train.py", *options_of(part), *resume)
+        begun = (RUNS / part / "checkpoints").is_dir()
+        if (made_first := conversion(part)) and not begun:
+            call(*made_first)
+        call("train.py", *options_of(part), *(("--resume", "auto") if begun else ()))
 
 
 def options_of(part: str) -> tuple[str, ...]:
@@ -237,7 +240,7 @@ def ship(name: str) -> None:
 def made(name: str) -> dict[str, Any]:
     """How a model was made, and what it answered."""
     run, config = RUNS / name, yaml.safe_load(config_of(name).read_text())
-    commands = [conversion(name), *(("train.py", *options_of(part)) for part in parts(name))]
+    commands = [words for part in parts(name) for words in (conversion(part), ("train.py", *options_of(part)))]
     before, last = beginnings(name), last_line(run)
     training = {key: float(last[key]) for key in ("stage", "answers", "loss")}
     return {

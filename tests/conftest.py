@@ -5,6 +5,7 @@ device, no library, no compiler. What a test itself finds missing while it runs 
 stays a skip.
 """
 
+import importlib
 import os
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -25,6 +26,13 @@ def _same_start(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import a file of benchmarks/ by name, as a script there would."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    return importlib.import_module
 
 
 @pytest.fixture

@@ -1,11 +1,6 @@
 """The benchmark of the memory update: what it counts, how it writes tables, and that a tiny run of it works."""
 
-import importlib
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,24 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-import neuralmem as nm
-from neuralmem.data.corpus import haystack_text
+from tests.scripts import run
 
 ROOT = Path(__file__).parent.parent
 SIZES = {"batch": 1, "total": 512, "heads": 4, "width": 64, "expansion": 4, "chunk": 64}
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import a file of benchmarks/ by name, as a script there would."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module
-
-
-def run(*arguments: str, script: str = "op.py") -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
 
 
 def row(contender: str, seconds: float, **more: Any) -> dict[str, Any]:
@@ -154,7 +135,7 @@ def test_the_docs_are_up_to_date(load: Any, tmp_path: Path) -> None:
 
 
 def test_help() -> None:
-    done = run("--help")
+    done = run("op.py", "--help")
     assert done.returncode == 0
     assert "--sections" in done.stdout
 
@@ -164,7 +145,7 @@ def test_a_quick_run(tmp_path: Path) -> None:
     out = tmp_path / "op.json"
     kept = [{"section": section, "threads": n, "commit": "old"} for section, n in (("layer", 1), ("op", 2))]
     out.write_text(json.dumps({"rows": [*kept, {"section": "op", "threads": 1, "commit": "old"}]}))
-    done = run("--quick", "--sections", "op", "decode", "--threads", "1", "--out", str(out))
+    done = run("op.py", "--quick", "--sections", "op", "decode", "--threads", "1", "--out", str(out))
     assert done.returncode == 0, done.stderr
     rows = json.loads(out.read_text())["rows"]
     assert [row for row in rows if row["commit"] == "old"] == kept
@@ -178,174 +159,11 @@ def test_a_quick_run(tmp_path: Path) -> None:
 
 @pytest.mark.soak  # what it checks is that the steps of a real run are found and timed: 13 s
 def test_a_training_step_is_timed(tmp_path: Path) -> None:
-    done = run("--stage", "first", "--steps", "3", "--run", str(tmp_path / "run"), script="training_step.py")
+    done = run("training_step.py", "--stage", "first", "--steps", "3", "--run", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert set(found) == {"cpu", "wall"}
     assert min(found.values()) > 0
-
-
-def test_a_trained_model_is_shipped_as_what_made_it_and_with_its_own_answers(load: Any, tmp_path: Path) -> None:
-    checkpoints = load("checkpoints")
-    config = {"seed_everything": 1, "data": {"class_path": "NeedleData", "init_args": {"decoys": 4.0}}}
-    resolved = {"seed_everything": 1, "data": {"class_path": "a.b.NeedleData", "init_args": {"decoys": 4.0, "seed": 0}}}
-    assert checkpoints.unlike(config, resolved) == []
-    resolved["data"]["init_args"]["decoys"] = 0.0  # type: ignore[index]
-    assert checkpoints.unlike(config, resolved) == ["data.init_args.decoys is 4.0, the run had 0.0"]
-    torch.manual_seed(0)
-    nm.save(tmp_path, nm.CausalLM(nm.ModelConfig(vocab_size=257, width=16, depth=1)), nm.ByteTokenizer())
-    question, folder = checkpoints.QUESTIONS[0], tmp_path / checkpoints.QUESTIONS[0].name
-    folder.mkdir()
-    (folder / "machine.json").write_text('{"commit": "c", "ended": "e"}')
-    (folder / "rows.jsonl").write_text(json.dumps({"ckpt_sha256": checkpoints.weights_of(tmp_path)}) + "\n")
-    weights = checkpoints.weights_of(tmp_path)
-    assert checkpoints.answered(tmp_path, question, weights).items() >= {"commit": "c", "rows": 1}.items()
-    (folder / "rows.jsonl").write_text('{"ckpt_sha256": "another"}\n')
-    with pytest.raises(SystemExit, match="has answers of other weights than"):
-        checkpoints.answered(tmp_path, question, weights)
-
-
-@pytest.fixture
-def checkpoints(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """benchmarks/checkpoints.py with runs and a package, of mag-tiny alone, in the test's folder."""
-    module: ModuleType = load("checkpoints")
-    shutil.copytree(module.FOLDER / "mag-tiny", tmp_path / "package" / "mag-tiny")
-    monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(module, "FOLDER", tmp_path / "package")
-    return module
-
-
-def test_a_shipped_model_whose_run_is_gone_keeps_its_scores_and_gets_new_ones(
-    checkpoints: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = checkpoints.FOLDER / "mag-tiny"
-    before = json.loads((package / "made.json").read_text())
-    question = next(q for q in checkpoints.QUESTIONS if q.name == "overwrite")
-    del before["scores"]["overwrite"]
-    (package / "made.json").write_text(json.dumps(before))
-    asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr(checkpoints, "call", lambda *words: asked.append(words))
-    monkeypatch.setattr(
-        checkpoints, "QUESTIONS", [q for q in checkpoints.QUESTIONS if q.name in ("overwrite", "needle_16k")]
-    )
-    checkpoints.ask("mag-tiny")
-    assert [words[1] for words in asked] == ["overwrite"]
-    out = tmp_path / "runs" / "mag-tiny" / "overwrite"
-    out.mkdir(parents=True)
-    (out / "machine.json").write_text('{"commit": "c", "ended": "e"}')
-    (out / "overwrite.jsonl").write_text(json.dumps({"ckpt_sha256": before["weights_sha256"]}) + "\n")
-    (out / question.table).write_text("updates,accuracy\n0,1.0\n")
-    checkpoints.ship("mag-tiny")
-    after = json.loads((package / "made.json").read_text())
-    assert after["scores"].pop("overwrite")["lines"] == [{"updates": "0", "accuracy": "1.0"}]
-    assert after["scores"] == {"needle_16k": before["scores"]["needle_16k"]}
-    assert {**after, "scores": 0} == {**before, "scores": 0}
-    again = out.with_name("needle_16k")
-    shutil.copytree(out, again)
-    (again / "table.csv").write_text("depth_pct,accuracy\nall,0.5\n")
-    checkpoints.ship("mag-tiny")
-    after = json.loads((package / "made.json").read_text())
-    assert after["scores"]["needle_16k"]["lines"] == [{"depth_pct": "all", "accuracy": "0.5"}]
-
-
-def test_a_run_of_the_shipped_weights_keeps_what_they_said(
-    checkpoints: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = checkpoints.FOLDER / "mag-tiny"
-    monkeypatch.setattr(checkpoints, "unlike", lambda config, resolved: [])
-    monkeypatch.setattr(checkpoints, "options_of", lambda part: ("--run", part))
-    before = json.loads((package / "made.json").read_text())
-    for part in checkpoints.parts("mag-tiny"):
-        run = shutil.copytree(package, tmp_path / "runs" / part)
-        (run / "config.yaml").write_text("{}")
-        (run / "machine.json").write_text(json.dumps(before["trained"]))
-        (run / "metrics.csv").write_text("step,tokens,stage,answers,loss\n1,2,3,4,5\n")
-    checkpoints.ship("mag-tiny")
-    made = json.loads((package / "made.json").read_text())
-    assert made["scores"] == before["scores"]
-    read = [part["training"] for part in (*made["before"], made)]
-    assert [(part["step"], part["tokens"]) for part in read] == [(i, 2 * i) for i in range(1, len(read) + 1)]
-
-
-def test_a_shipped_model_is_trained_on(
-    checkpoints: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What it says of the runs that made it is kept, whether it is shipped for the first time or again."""
-    package, parts = checkpoints.FOLDER / "mag-tiny", checkpoints.parts("mag-tiny")
-    monkeypatch.setattr(checkpoints, "unlike", lambda config, resolved: [])
-    monkeypatch.setattr(checkpoints, "options_of", lambda part: ("--run", part))
-    before = json.loads((package / "made.json").read_text())
-    assert checkpoints.gone("mag-tiny") == []  # nothing is there: all of it is to be trained
-    shutil.copytree(package, tmp_path / "runs" / parts[-2])
-    called: list[tuple[str, ...]] = []
-    monkeypatch.setattr(checkpoints, "call", lambda *words: called.append(words))
-    checkpoints.train("mag-tiny")
-    assert called == [("train.py", "--run", "mag-tiny")]
-    run = tmp_path / "runs" / "mag-tiny"
-    nm.save(run, nm.CausalLM(nm.ModelConfig(vocab_size=257, width=16, depth=1)), nm.ByteTokenizer())
-    shutil.copy(package / "data.json", run)
-    (run / "config.yaml").write_text("{}")
-    (run / "machine.json").write_text(json.dumps(before["trained"]))
-    (run / "metrics.csv").write_text("step,tokens,stage,answers,loss\n1,2,3,4,5\n")
-    for _ in range(2):
-        checkpoints.ship("mag-tiny")
-        made = json.loads((package / "made.json").read_text())
-        assert made["training"]["step"] == before["training"]["step"] + 1
-        assert made["training"]["tokens"] == before["training"]["tokens"] + 2
-        hashes = [part["weights_sha256"] for part in made["before"]]
-        assert hashes == [part["weights_sha256"] for part in (*before["before"], before)]
-        assert made["scores"] == {}
-    shutil.rmtree(tmp_path / "runs" / parts[-2])
-    copy = shutil.copytree(run, tmp_path / "runs" / parts[-2], ignore=shutil.ignore_patterns("machine.json"))
-    for made_json in (copy / "made.json", package / "made.json"):
-        made_json.write_text(json.dumps(before))
-    with pytest.raises(SystemExit, match=r"has weights that .* says nothing of"):
-        checkpoints.ship("mag-tiny")
-
-
-def test_a_model_that_is_nowhere_is_passed_over(
-    checkpoints: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["checkpoints.py", "hope-tiny", "--step", "ask", "--step", "ship"])
-    checkpoints.main()
-    assert capsys.readouterr().out == "hope-tiny: neither trained nor shipped\n"
-    run = tmp_path / "runs" / "hope-tiny"
-    run.mkdir(parents=True)
-    (run / "config.yaml").write_text("{}")
-    checkpoints.main()
-    assert capsys.readouterr().out == "hope-tiny: its run has no model yet; go on with --step train\n"
-
-
-def test_a_models_beginning_is_written_down(load: Any) -> None:
-    checkpoints = load("checkpoints")
-    assert checkpoints.origin("mag-tiny") is None
-    assert checkpoints.conversion("mag-tiny") == ()
-    made = ("benchmarks/mac_from_mag.py", "neuralmem/mag-tiny", "runs/checkpoints/mac-tiny-start")
-    assert checkpoints.conversion("mac-tiny") == made
-    mag, wanted = (
-        json.loads((checkpoints.FOLDER / "mag-tiny" / "made.json").read_text()),
-        checkpoints.origin("mac-tiny"),
-    )
-    assert wanted["weights_sha256"] == mag["weights_sha256"]
-    known = [part["weights_sha256"] for part in (*mag["before"], mag)]
-    for name in ("mac-tiny", "hope-tiny", "window-tiny"):
-        made = json.loads((checkpoints.FOLDER / name / "made.json").read_text())
-        assert made["origin"]["name"] == "neuralmem/mag-tiny"
-        assert made["origin"]["weights_sha256"] in known, f"{name} began with a mag-tiny that nobody knows"
-
-
-def test_a_mac_made_of_a_mag_remembers_at_once(load: Any, tmp_path: Path) -> None:
-    script = str(tmp_path / "mac")
-    done = run("neuralmem/mag-tiny", script, "--segment", "16", script="mac_from_mag.py")
-    assert done.returncode == 0, done.stderr
-    model, tokenizer = nm.load(script)
-    assert tokenizer is not None
-    assert model.config.attention.segment == 16
-    said = nm.generate(model, tokenizer, f"@harbour 4711\n{haystack_text(2048)}@harbour", max_tokens=5)
-    assert said.strip() == "4711"
-    none = run(script, str(tmp_path / "again"), script="mac_from_mag.py")
-    assert none.returncode == 2
-    assert "one must be titans_mag" in none.stderr
 
 
 def test_a_long_test_is_as_bad_as_its_worst_part_and_written_down_at_once(

@@ -1,6 +1,5 @@
 """The benchmarks of the family and of HOPE's claims: that their questions have the answers they are scored by."""
 
-import importlib
 import json
 import warnings
 from dataclasses import replace
@@ -16,13 +15,6 @@ from neuralmem.models.causal_lm import build_model
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"seeds": 1, "seconds": 60.0, "steps": 2, "rows": 2, "gaps": [1, 8]}
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import a file of benchmarks/ by name, as a script there would."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module
 
 
 def stated(tokens: list[int], tasks: Any) -> dict[int, list[int]]:

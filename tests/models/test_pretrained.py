@@ -1,9 +1,9 @@
 """The trained models in the package: whole, small, described, and they do find what a text told long ago."""
 
-import importlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,9 +75,8 @@ def test_the_control_has_learned_to_recall_and_only_what_its_window_shows(key: s
     assert said[4096] != f" {value}"
 
 
-def test_the_tables_are_made_from_the_shipped_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    tables = importlib.import_module("checkpoint_tables")
+def test_the_tables_are_made_from_the_shipped_scores(load: Any) -> None:
+    tables = load("checkpoint_tables")
     page = (ROOT / "docs" / "checkpoints.md").read_text()
     assert tables.compare(tables.ROWS) in (ROOT / "README.md").read_text()
     assert tables.about() in page
