@@ -4,7 +4,7 @@ Run by checkpoints.py, `--step docs`.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ MODELS = {
     "hope-tiny": "HOPE",
     "window-tiny": "sliding window, no memory",
 }
+TEXT = {"mal-tiny": "Titans MAL, taught text and no facts"}
 CONTROLS = "frozen,off,reset,shuffled"
 
 
@@ -81,10 +82,15 @@ def falls(memory: str) -> Callable[[dict[str, Any]], str]:
         lines = lines_of(scores, "positions", memory=memory)
         if not lines:
             return ""
-        value, low, high = (float(lines[-1][key]) for key in ("change", "change_low", "change_high"))
-        return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
+        return nats(lines[-1], "change")
 
     return cell
+
+
+def nats(line: dict[str, str], name: str) -> str:
+    """A difference in nats with its interval."""
+    value, low, high = (float(line[key]) for key in (name, f"{name}_low", f"{name}_high"))
+    return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -139,11 +145,29 @@ def side_by_side() -> str:
     return "\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *lines] if lines else [])
 
 
+def by_position() -> str:
+    """A row per bucket of positions of the model that was taught text, lines in random order; none: ""."""
+    heads = ["tokens read before", "loss, nats", "against the training length", "memory frozen", "memory off"]
+    lines = []
+    for made in shipped(TEXT).values():
+        found = {
+            (line["memory"], line["start"], line["end"]): line
+            for line in lines_of(made["scores"], "positions_shuffled")
+        }
+        for (memory, start, end), line in found.items():
+            if memory != "on":
+                continue
+            cells = [f"{int(start) + 1:,} to {int(end):,}", f"{float(line['loss']):.3f}", nats(line, "change")]
+            cells += [nats(found[control, start, end], "gain") for control in ("frozen", "off")]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *lines] if lines else [])
+
+
 def about() -> str:
     """A row per shipped model: how it was made."""
-    heads = ["model", "parameters", "reach, bytes", "steps", "bytes read", "seed", "commit", "file", "data, sha256"]
+    heads = ["model", "parameters", "reach, tokens", "steps", "tokens read", "seed", "commit", "file", "data, sha256"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for name, made in shipped().items():
+    for name, made in shipped(MODELS | TEXT).items():
         size = (FOLDER / name / "model.safetensors").stat().st_size / 1e6
         seen, before = made["training"], made.get("origin")
         cells = [
@@ -164,9 +188,9 @@ def about() -> str:
     return "\n".join(lines)
 
 
-def shipped() -> dict[str, dict[str, Any]]:
-    """made.json of every shipped model."""
-    return {name: json.loads(file.read_text()) for name in MODELS if (file := FOLDER / name / "made.json").exists()}
+def shipped(names: Iterable[str] = MODELS) -> dict[str, dict[str, Any]]:
+    """made.json of every one of these models that is shipped."""
+    return {name: json.loads(file.read_text()) for name in names if (file := FOLDER / name / "made.json").exists()}
 
 
 def update_docs() -> None:
@@ -178,3 +202,4 @@ def update_docs() -> None:
     }
     for page, tables in pages.items():
         fill(ROOT / page, "checkpoints", f"{tables}\n")
+    fill(ROOT / "docs" / "checkpoints.md", "positions", f"{by_position()}\n")

@@ -1,8 +1,8 @@
 """The trained models that come with the package: train them, ask them, put them into the package, write it down.
 
 A model is a config of configs/checkpoints/, or several: NAME.yaml may begin with the weights that NAME_fourth.yaml
-makes, that with those of NAME_third.yaml, and so on to NAME_first.yaml, which may begin with a model that is shipped
-already. To train a shipped model on, copy it to the folder of the run before, runs/checkpoints/NAME-fourth.
+makes, that with those of NAME_third.yaml, and so on to NAME_first.yaml, which may begin with a run of another model.
+Where a run is gone and its model is shipped, a copy of that in the run's folder, runs/checkpoints/NAME-third, will do.
 Its run and its answers lie in runs/checkpoints/NAME, and what is there is not made again: training goes on where it
 stopped, and so does every question. What is shipped, in neuralmem/pretrained/NAME, is the run's model with its config
 and `made.json`: commands, commit, seed, data, and every score. Where the run is gone, the shipped model is asked what
@@ -27,16 +27,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from checkpoint_tables import CONTROLS, MODELS, update_docs
+from checkpoint_tables import CONTROLS, MODELS, TEXT, update_docs
 
 from neuralmem.data.sources import open_source
 from neuralmem.models.checkpoint import load, save
-from neuralmem.models.pretrained import FOLDER, locate
+from neuralmem.models.pretrained import FOLDER
 from neuralmem.models.weights import weights_of
 from neuralmem.training.folder_io import differing
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "checkpoints"
+ALL = (*MODELS, *TEXT)
 MEMORIES = tuple(name for name in MODELS if name != "window-tiny")
 TITANS = ("mag-tiny", "mac-tiny")
 # How many needles at 16K: what there were hours for. The figure wanted of a Titans is of five hundred.
@@ -45,7 +46,7 @@ STEPS = ("train", "ask", "ship", "docs")
 CONVERTED = {  # a run's beginning: made by, of
     "mag-tiny-longer": ("benchmarks/larger_memory.py", "--taps", "8", "runs/checkpoints/mag-tiny-third"),
     "mag-tiny-wider": ("benchmarks/larger_memory.py", "--heads", "4", "runs/checkpoints/mag-tiny-fourth"),
-    "mac-tiny-start": ("benchmarks/mac_from_mag.py", "neuralmem/mag-tiny"),
+    "mac-tiny-start": ("benchmarks/mac_from_mag.py", "runs/checkpoints/mag-tiny-third"),
 }
 
 
@@ -110,7 +111,20 @@ QUESTIONS = (
         "baselines.csv",
         ("mag-tiny",),
     ),
-    Question("perplexity", ("perplexity", "--haystack", "stdlib"), "perplexity.csv"),
+    *(
+        Question(
+            name,
+            ("positions", "--haystack", "stdlib", *options, "--ablate", "off,frozen"),
+            "positions.csv",
+            tuple(TEXT),
+        )
+        for name, options in (
+            ("positions_shuffled", ("--lengths", "2k", "--samples", "140", "--shuffle-lines")),
+            ("positions_shuffled_4k", ("--lengths", "4k", "--samples", "70", "--shuffle-lines")),
+            ("positions_plain", ("--lengths", "4k", "--samples", "48")),
+        )
+    ),
+    Question("perplexity", ("perplexity", "--haystack", "stdlib"), "perplexity.csv", (*MODELS, *TEXT)),
 )
 
 
@@ -142,13 +156,17 @@ def conversion(part: str) -> tuple[str, ...]:
 
 
 def origin(name: str) -> dict[str, Any] | None:
-    """The shipped model whose weights a model's first run begins with, as they are or converted."""
+    """What a model's first run begins with, as it is or converted: what is known of the run of a shipped model that
+    made it, and the model's name."""
     begins = start(parts(name)[0])
     if begins is None:
         return None
-    base = CONVERTED.get(Path(begins).name, (begins,))[-1]
-    training = json.loads((locate(base) / "made.json").read_text())["training"]
-    return {"name": base, "weights_sha256": weights_of(locate(base)), **{k: training[k] for k in ("step", "tokens")}}
+    part = Path(CONVERTED.get(Path(begins).name, (begins,))[-1]).name
+    model = next(one for one in ALL if part in parts(one))
+    about = json.loads((FOLDER / model / "made.json").read_text())
+    run = [*about["before"], about][parts(model).index(part)]
+    read = {key: run["training"][key] for key in ("step", "tokens")}
+    return {"name": f"neuralmem/{model}", "weights_sha256": run["weights_sha256"], **read, "trained": run["trained"]}
 
 
 def train(name: str) -> None:
@@ -221,8 +239,8 @@ def ship(name: str) -> None:
         (folder / "made.json").write_text(json.dumps(known | {"scores": scores(name)}, indent=1) + "\n")
         return
     if (base := origin(name)) and not gone(name):
-        trained = json.loads((locate(base["name"]) / "made.json").read_text())["trained"]
-        if trained["ended"] > json.loads((RUNS / parts(name)[0] / "machine.json").read_text())["began"]:
+        began = json.loads((RUNS / parts(name)[0] / "machine.json").read_text())["began"]
+        if base["trained"]["ended"] > began:
             raise SystemExit(f"{base['name']} is younger than {name}, which began with another; train {name} again")
     for part in parts(name)[len(gone(name)) :]:
         config, resolved = (yaml.safe_load(file.read_text()) for file in (config_of(part), RUNS / part / "config.yaml"))
@@ -242,7 +260,8 @@ def made(name: str) -> dict[str, Any]:
     run, config = RUNS / name, yaml.safe_load(config_of(name).read_text())
     commands = [words for part in parts(name) for words in (conversion(part), ("train.py", *options_of(part)))]
     before, last = beginnings(name), last_line(run)
-    training = {key: float(last[key]) for key in ("stage", "answers", "loss")}
+    training = {key: float(last[key]) for key in ("stage", "answers", "loss") if key in last}  # of text only a loss
+    base = json.loads((FOLDER / name / "made.json").read_text()).get("origin") if gone(name) else origin(name)
     return {
         "name": f"neuralmem/{name}",
         "command": " && ".join(f"python {' '.join(words)}" for words in commands if words),
@@ -252,7 +271,7 @@ def made(name: str) -> dict[str, Any]:
         "training": until(before, run) | training,
         "data": fingerprints(config["data"]["init_args"]["source"]),
         "trained": json.loads((run / "machine.json").read_text()),
-        "origin": json.loads((FOLDER / name / "made.json").read_text()).get("origin") if gone(name) else origin(name),
+        "origin": base and {key: base[key] for key in ("name", "weights_sha256", "step", "tokens")},
         "before": before,
         "scores": scores(name),
     }
@@ -356,13 +375,13 @@ def read_table(run: Path, question: Question) -> list[dict[str, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(MODELS)} (all)")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(ALL)} (all)")
     parser.add_argument("--step", choices=STEPS, action="append", help="only this; may be given again (all)")
     options = parser.parse_args()
-    if wrong := [name for name in options.models if name not in MODELS]:
-        parser.error(f"no model {wrong[0]!r}; there are {', '.join(MODELS)}")
+    if wrong := [name for name in options.models if name not in ALL]:
+        parser.error(f"no model {wrong[0]!r}; there are {', '.join(ALL)}")
     steps = options.step or STEPS
-    for name in options.models or MODELS:  # whole before the next, which may begin with it
+    for name in options.models or ALL:  # whole before the next, which may begin with it
         if "train" in steps:
             train(name)
         if problem := missing(name):

@@ -1,9 +1,9 @@
 """A model with larger memories that begins as a trained one: with convolutions over more bytes, or with more heads.
 
 `--taps`: the taps for bytes farther back are new. A query's are numbers of random signs, half as large as its channel's
-others, and a key's are the query's one byte later, as where induction starts (neuralmem/memory/_ways.py): a memory that
-is asked at the byte before what it keeps then finds it. With zeros on both sides neither would have a reason to grow.
-A value's are zero.
+others (but the farthest's, zero), and a key's are the query's one byte later, as where induction starts
+(neuralmem/memory/_ways.py): a memory that is asked at the byte before what it keeps then finds it. With zeros on both
+sides neither would have a reason to grow. A value's are zero.
 `--heads`: a new head is a copy of a trained one, but that its queries and keys are of other, random features, the same
 for both, so that two words that one head mixes up are two to another. What both read is weighed 3 to 2.
 `--init_from` takes the folder.
@@ -64,7 +64,7 @@ def convert(model: CausalLM, taps: int, heads: int) -> CausalLM:
     """The same model with so many taps and heads in every memory."""
     config, weights = model.config.memory, model.state_dict()
     for name, memory in model.named_modules():
-        if not isinstance(memory, Titans):
+        if type(memory) is not Titans:  # rules that derive from it may have more
             continue
         own = memory.state_dict()
         if taps > config.convolution:
@@ -73,7 +73,8 @@ def convert(model: CausalLM, taps: int, heads: int) -> CausalLM:
         if heads > config.heads:
             own = more_heads(own, heads // config.heads)
         weights |= {f"{name}.{key}": x for key, x in own.items()}
-    larger = CausalLM(replace(model.config, memory=replace(config, convolution=taps, heads=heads)))
+    width = config.head_width or model.config.width // config.heads  # a head stays as wide as it was
+    larger = CausalLM(replace(model.config, memory=replace(config, convolution=taps, heads=heads, head_width=width)))
     larger.load_state_dict(weights)
     return larger
 
@@ -87,10 +88,13 @@ def main() -> None:
     options = parser.parse_args()
     model, tokenizer = load(options.model)
     memory = model.config.memory
-    taps, heads = options.taps or memory.convolution, options.heads or memory.heads
-    if taps < memory.convolution:
-        parser.error(f"--taps is {taps}; the model has {memory.convolution}, it must be at least that")
-    if heads % memory.heads:
+    if not any(type(part) is Titans for part in model.modules()):
+        parser.error(f"model is {options.model!r}, which has no memory of rule titans")
+    taps = memory.convolution if options.taps is None else options.taps
+    heads = memory.heads if options.heads is None else options.heads
+    if taps < memory.convolution or taps > memory.convolution == 1:
+        parser.error(f"--taps is {taps}; the model has {memory.convolution}, it must be at least that, and 1 stays 1")
+    if heads < 1 or heads % memory.heads:
         parser.error(f"--heads is {heads}; the model has {memory.heads}, it must be a multiple of that")
     options.folder.parent.mkdir(parents=True, exist_ok=True)
     save(options.folder, convert(model, taps, heads), tokenizer)

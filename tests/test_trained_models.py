@@ -109,7 +109,7 @@ def test_a_shipped_model_is_trained_on(
     called: list[tuple[str, ...]] = []
     monkeypatch.setattr(checkpoints, "call", lambda *words: called.append(words))
     checkpoints.train("mag-tiny")
-    assert called == [("train.py", "--run", "mag-tiny")]
+    assert called == [checkpoints.conversion("mag-tiny"), ("train.py", "--run", "mag-tiny")]
     run = tmp_path / "runs" / "mag-tiny"
     nm.save(run, nm.CausalLM(nm.ModelConfig(vocab_size=257, width=16, depth=1)), nm.ByteTokenizer())
     shutil.copy(package / "data.json", run)
@@ -149,14 +149,17 @@ def test_a_models_beginning_is_written_down(load: Any) -> None:
     checkpoints = load("checkpoints")
     assert checkpoints.origin("mag-tiny") is None
     assert checkpoints.conversion("window-tiny") == ()
-    made = ("benchmarks/mac_from_mag.py", "neuralmem/mag-tiny", "runs/checkpoints/mac-tiny-start")
+    third = "runs/checkpoints/mag-tiny-third"
+    made = ("benchmarks/mac_from_mag.py", third, "runs/checkpoints/mac-tiny-start")
     assert checkpoints.conversion("mac-tiny") == made
+    made = ("benchmarks/larger_memory.py", "--heads", "4", "runs/checkpoints/mag-tiny-fourth")
+    assert checkpoints.conversion("mag-tiny") == (*made, "runs/checkpoints/mag-tiny-wider")
     mag, wanted = (
         json.loads((checkpoints.FOLDER / "mag-tiny" / "made.json").read_text()),
         checkpoints.origin("mac-tiny"),
     )
-    assert wanted["weights_sha256"] == mag["weights_sha256"]
     known = [part["weights_sha256"] for part in (*mag["before"], mag)]
+    assert wanted["weights_sha256"] == known[checkpoints.parts("mag-tiny").index("mag-tiny-third")]
     for name in ("mac-tiny", "hope-tiny", "window-tiny"):
         made = json.loads((checkpoints.FOLDER / name / "made.json").read_text())
         assert made["origin"]["name"] == "neuralmem/mag-tiny"
@@ -165,11 +168,12 @@ def test_a_models_beginning_is_written_down(load: Any) -> None:
 
 def test_a_mac_made_of_a_mag_remembers_at_once(load: Any, tmp_path: Path) -> None:
     script = str(tmp_path / "mac")
-    done = run("mac_from_mag.py", "neuralmem/mag-tiny", script, "--segment", "16")
+    done = run("mac_from_mag.py", "neuralmem/mag-tiny", script)
     assert done.returncode == 0, done.stderr
     model, tokenizer = nm.load(script)
     assert tokenizer is not None
-    assert model.config.attention.segment == 16
+    assert model.config.attention.segment == 32
+    assert load("mac_from_mag").convert(nm.load("neuralmem/mag-tiny")[0], 16).config.attention.segment == 16
     said = nm.generate(model, tokenizer, f"@harbour 4711\n{haystack_text(2048)}@harbour", max_tokens=5)
     assert said.strip() == "4711"
     none = run("mac_from_mag.py", script, str(tmp_path / "again"))
@@ -180,7 +184,7 @@ def test_a_mac_made_of_a_mag_remembers_at_once(load: Any, tmp_path: Path) -> Non
 @pytest.fixture
 def small_mag() -> nm.CausalLM:
     torch.manual_seed(0)
-    memory = nm.MemoryConfig(head_width=16, chunk_size=8, output_gate=False)
+    memory = nm.MemoryConfig(chunk_size=8, output_gate=False)
     return nm.CausalLM(nm.ModelConfig(vocab_size=257, width=32, depth=1, pattern=["titans_mag"], memory=memory))
 
 
@@ -229,3 +233,6 @@ def test_a_larger_memory_is_made_from_the_command_line(small_mag: nm.CausalLM, t
         assert few.returncode == 2
         assert f"{option} is {value}; the model has " in few.stderr
         assert said in few.stderr
+    none = run("larger_memory.py", "neuralmem/window-tiny", str(tmp_path / "none"))
+    assert none.returncode == 2
+    assert "model is 'neuralmem/window-tiny', which has no memory of rule titans" in none.stderr

@@ -171,7 +171,12 @@ def _of_text(document: Piece, subject: Subject) -> dict[str, Any]:
 
 def _again(document: Piece, row: Mapping[str, Any], subject: Subject) -> dict[str, Any]:
     """What a row must say; no token has a loss below 0, so a part of them loses no more than all."""
-    return {**_of_text(document, subject), "nll_beyond": min(row["nll_beyond"], row["nll"])}
+    must = _of_text(document, subject)
+    if math.isnan(row["nll"]) or math.isnan(row["nll_beyond"]):  # a model may have said that
+        return must
+    nll = max(0.0, row["nll"])
+    most = nll if must["tokens_beyond"] else 0.0
+    return {**must, "nll": nll, "nll_beyond": min(max(0.0, row["nll_beyond"]), most)}
 
 
 class Line(NamedTuple):

@@ -9,13 +9,14 @@ Source: evaluation.md section 4.5 (TTT-E2E section 3.4.1); log2 buckets.
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from neuralmem.errors import UserError
 from neuralmem.evaluation.bootstrap import Mean, weighted_mean
 from neuralmem.evaluation.held_out import HeldOutRow
 from neuralmem.evaluation.journal import Journal
@@ -24,6 +25,7 @@ from neuralmem.evaluation.perplexity import key, sha256
 from neuralmem.evaluation.rows import Subject
 
 IDENTITY = ("text_sha256", "memory", "ckpt_sha256", "chunk_size_eval", "dtype", "train_length")
+NAMED = ("bucket", "curve")
 CURVE = 256  # points that the curve of one row is stored with
 
 
@@ -50,6 +52,8 @@ def measure(
         batch_size: rows read together
     """
     hashes, found = [sha256(row.tokens) for row in rows], []
+    if not rows:
+        return []
     fixed = _fixed(len(rows[0].tokens) - 1, train_length, subject)
     for reading in readings:
         keys = [key(one, reading, subject) | {"train_length": train_length} for one in hashes]
@@ -76,6 +80,8 @@ def measure(
         for k in keys:
             if row := journal.find(**k):
                 journal.confirm(row, partial(_again, row, fixed))
+                if len(row["bucket_nll"]) != len(fixed["bucket_ends"]):
+                    raise UserError(f"--out has {journal.path}, which has a row whose bucket_nll is of other positions")
         named = [(k, one.document) for k, one in zip(keys, rows, strict=True)]
         found += [row | {"document": document} for k, document in named if (row := journal.find(**k))]
     return found
@@ -94,24 +100,34 @@ def _fixed(length: int, train_length: int | None, subject: Subject) -> dict[str,
 
 
 def _curves(losses: Tensor, ends: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{name}_nll": bucket_means(losses, ends[f"{name}_ends"]) for name in ("bucket", "curve")}
+    return {f"{name}_nll": bucket_means(losses, ends[f"{name}_ends"]) for name in NAMED}
 
 
 def _again(row: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
     """What a row must say; buckets and curve are means of the same losses, so where both end both have the same sum."""
     must = dict(fixed)
-    if len(row["curve_nll"]) != len(must["curve_ends"]):
-        return must | {"curve_nll": f"{len(must['curve_ends'])} means"}
-    curve = dict(zip(must["curve_ends"], _sums(row["curve_nll"], must["curve_ends"]), strict=True))
-    found = zip(must["bucket_ends"], _sums(row["bucket_nll"], must["bucket_ends"]), strict=False)
-    if any(end in curve and not math.isclose(total, curve[end], rel_tol=1e-6) for end, total in found):
+    for name in NAMED:
+        count, found = len(fixed[f"{name}_ends"]), row.get(f"{name}_nll")
+        if not isinstance(found, list) or len(found) != count or not all(isinstance(x, float) for x in found):
+            return must | {f"{name}_nll": f"{count} means"}
+    sums = {
+        name: dict(zip(fixed[f"{name}_ends"], _sums(row, name, fixed), strict=True)) for name in ("bucket", "curve")
+    }
+    shared = sums["bucket"].keys() & sums["curve"].keys()
+    if any(not _same(sums["bucket"][end], sums["curve"][end]) for end in shared):
         must["bucket_nll"] = "means of what curve_nll has means of"
     return must
 
 
-def _sums(means: Sequence[float], ends: Sequence[int]) -> list[float]:
+def _sums(row: Mapping[str, Any], name: str, fixed: Mapping[str, Any]) -> Iterator[float]:
     """The sum of all losses up to each end."""
-    return list(accumulate(mean * (b - a) for mean, (a, b) in zip(means, pairwise([0, *ends]), strict=False)))
+    lengths = (b - a for a, b in pairwise([0, *fixed[f"{name}_ends"]]))
+    return accumulate(mean * n for mean, n in zip(row[f"{name}_nll"], lengths, strict=True))
+
+
+def _same(a: float, b: float) -> bool:
+    """Equal but for rounding; a model may have said NaN."""
+    return math.isclose(a, b, rel_tol=1e-6) or (math.isnan(a) and math.isnan(b))
 
 
 class Bucket(NamedTuple):

@@ -46,6 +46,7 @@ class TrainingData:
         form: format of facts, and the pairs held out
         keys: the curriculum's last stage used so many keys; 0: all
         facts: whether facts and questions about them were trained on, not text alone; None: not known
+        carried: whether a row went on with the memory of the row before, so that longer texts were read too
     """
 
     length: int | None = None
@@ -55,6 +56,7 @@ class TrainingData:
     form: NeedleFormat = field(default_factory=lambda: NeedleFormat(key_tokens=0))
     keys: int = 0
     facts: bool | None = None
+    carried: bool = False
 
 
 def read_training_data(checkpoint: str | Path) -> TrainingData:
@@ -84,6 +86,8 @@ def from_arguments(given: dict[str, Any]) -> TrainingData:
     Example:
         >>> from_arguments({"sequence_length": 512, "source": "stdlib"}).haystack
         'stdlib'
+        >>> from_arguments({"sequence_length": 512, "carry": True}).carried
+        True
         >>> from_arguments({"stages": [{"length": 128}, {"length": 256}]}).length
         256
     """
@@ -105,6 +109,7 @@ def from_arguments(given: dict[str, Any]) -> TrainingData:
         form=_form(_object(given.get("form"), "form")),
         keys=int(_number(stage.get("keys"), "keys", int) or 0),
         facts="facts" in stage,
+        carried=given.get("carry") is True,
     )
 
 

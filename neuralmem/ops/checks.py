@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 
 import torch
+from torch.autograd import forward_ad
 
 from neuralmem.backends import BACKENDS
 from neuralmem.errors import UserError, nearest
@@ -97,3 +98,8 @@ def choose_backend(backend: str, available: Sequence[str], reasons: dict[str, st
     if backend not in available:
         raise UserError(f"{source} is {backend!r}, which cannot run here: {reasons[backend]}")
     return backend
+
+
+def other_derivatives() -> bool:
+    """Whether somebody differentiates by torch.func or forward, which a function with a backward alone cannot take."""
+    return bool(torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)

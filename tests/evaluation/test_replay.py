@@ -4,6 +4,7 @@ A forger who is thorough changes rows and then makes the table anew of them, so 
 """
 
 import json
+import math
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,8 @@ FORGERIES = [  # command, change, what is said of the row
     ("perplexity", lambda row: row.update(tokens_beyond=7), "tokens_beyond is 7, computed again it is"),
     ("perplexity", lambda row: row.update(reach=0), "reach is 0, computed again it is"),
     ("perplexity", lambda row: row.update(nll_beyond=row["nll"] + 1), "nll_beyond is"),
+    ("perplexity", lambda row: row.update(nll_beyond=-1.0), "nll_beyond is -1.0, computed again it is 0.0"),
+    ("perplexity", lambda row: row.update(nll=-1.0), "nll is -1.0, computed again it is 0.0"),
     ("positions", lambda row: row.update(tokens=5), "tokens is 5, computed again it is 512"),
     ("positions", lambda row: row["bucket_nll"].__setitem__(-1, 0.0), "bucket_nll is"),
     ("positions", lambda row: row["curve_nll"].__setitem__(-1, 0.0), "bucket_nll is"),
@@ -125,6 +128,34 @@ def test_scores_that_are_forged_in_rows_and_table_are_found(
     assert f"{lines} line 1: " in said
     assert expected in said
     assert ".csv" not in said, "the table is that of the rows"
+
+
+def test_a_row_with_too_many_buckets_is_refused(
+    checkpoint: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = call("positions", checkpoint, tmp_path, text_file)
+    assert main(given) == 0
+    edited(tmp_path, lambda row: row["bucket_nll"].append(0.0), "positions.jsonl")
+    assert main(given) == 2
+    assert "which has a row whose bucket_nll is of other positions" in capsys.readouterr().err
+    assert main(["verify", "--out", str(tmp_path)]) == 2
+
+
+def _nothing(row: dict) -> None:
+    for name, value in row.items():
+        if "nll" in name:
+            row[name] = [math.nan] * len(value) if isinstance(value, list) else math.nan
+
+
+@pytest.mark.parametrize("command", ["perplexity", "positions"])
+def test_losses_that_are_nan_are_what_the_model_said(
+    command: str, checkpoint: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = call(command, checkpoint, tmp_path, text_file)
+    assert main(given) == 0
+    edited(tmp_path, _nothing, f"{command}.jsonl")
+    assert main(given) == 0
+    assert verify(tmp_path, capsys) == (0, "prompts and tables are what they must be\n")
 
 
 def test_a_row_of_another_seed_is_found(

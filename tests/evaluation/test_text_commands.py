@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,6 +64,19 @@ def test_positions_of_shuffled_lines(runs: Path, tmp_path: Path, capsys: pytest.
         assert (", lines shuffled: 3 texts" in capsys.readouterr().out) is bool(options)
     assert not hashes[0] & hashes[1]
     assert not hashes[1] & hashes[2]
+
+
+@pytest.mark.parametrize("carried", [False, True])
+def test_it_is_said_where_longer_texts_than_a_row_were_read_in_training(
+    carried: bool, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(runs / "memory", tmp_path / "run")
+    data = json.loads((folder / "data.json").read_text())
+    data["init_args"]["carry"] = carried
+    (folder / "data.json").write_text(json.dumps(data))
+    given = ["--lengths", "2x", "--samples", "2", "--ablate", "off", "--out", str(tmp_path / "out")]
+    assert main(["positions", "--checkpoint", str(folder), *given]) == 0
+    assert ("no gradient went from row to row" in " ".join(capsys.readouterr().out.split())) is carried
 
 
 @pytest.mark.parametrize(("command", "options", "rows", "lines", "pictures"), CALLS, ids=[call[0] for call in CALLS])

@@ -40,10 +40,11 @@ def test_each_is_whole_and_says_how_it_was_made(name: str) -> None:
         assert config.read_text() == (folder / kept).read_text()
     settings = yaml.safe_load(configs[-1].read_text())
     assert made["seed"] == settings["seed_everything"]
-    assert read_training_data(name).length == settings["data"]["init_args"]["stages"][-1]["length"]
+    data = settings["data"]["init_args"]
+    assert read_training_data(name).length == data.get("sequence_length", data.get("stages", [{}])[-1].get("length"))
     assert {"training", "data", "trained", "scores", "parameters"} <= made.keys()
     model, tokenizer = nm.load(name)
-    assert isinstance(tokenizer, nm.ByteTokenizer)
+    assert isinstance(tokenizer, nm.ByteTokenizer) is (data["tokenizer"] == "bytes")
     assert sum(p.numel() for p in model.parameters()) == made["parameters"]
 
 
@@ -82,6 +83,7 @@ def test_the_tables_are_made_from_the_shipped_scores(load: Any) -> None:
     assert tables.about() in page
     assert f"start -->\n{tables.side_by_side()}\n<!--" in (ROOT / "docs" / "baselines.md").read_text()
     assert tables.compare(tables.ROWS | tables.CONTROL_ROWS | tables.MORE_ROWS) in page
+    assert f"<!-- positions:start -->\n{tables.by_position()}\n<!--" in page
 
 
 def test_a_wrong_name_is_answered_by_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

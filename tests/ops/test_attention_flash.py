@@ -1,5 +1,6 @@
 """Flash attention with a persistent prefix: the merge on the CPU's flash kernel, and the GPU rungs if there is one."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def cpu_flash(window: int | None, tokens: int, keys: int, dtype: torch.dtype) -> Kernel:
+def masked_kernel(window: int | None, tokens: int, keys: int, dtype: torch.dtype) -> Kernel:
     """Torch's CPU flash attention as a Kernel: like the GPU's it returns a log-sum-exp that has no gradient."""
     blank = torch.zeros(1, keys, 1, 4, dtype=dtype)
     seen = visible(prepare(blank[:, keys - tokens :], blank, blank, window, (None, None), None, 10000.0))
@@ -48,7 +49,7 @@ def test_merged_flash_is_dense(
     dtype: torch.dtype, atol: float, prefix: int, window: int | None, tokens: int, cached: int
 ) -> None:
     arguments = make(tokens, cached, prefix=prefix, dtype=dtype)
-    kernel = cpu_flash(window, tokens, tokens + cached, dtype)
+    kernel = masked_kernel(window, tokens, tokens + cached, dtype)
 
     def flash(q: Tensor, k: Tensor, v: Tensor, prefix: Any) -> Tensor:
         return merged_attention(kernel, prepare(q, k, v, window, (None, None), prefix, 10000.0))
@@ -65,27 +66,55 @@ def test_cpu_flash_is_dense(prefix: int, tokens: int, cached: int) -> None:
     assert_same(ours, gradients(attend, arguments, window=None, backend="dense"), 1e-11)
 
 
-def test_cpu_flash_errs_in_half_precision_as_dense_does() -> None:
-    arguments = make(200, 30, prefix=2)
-    half = {name: x.bfloat16() for name, x in arguments.items() if name != "prefix"}
-    half["prefix"] = tuple(x.bfloat16() for x in arguments["prefix"])
-    exact = {name: x.double() for name, x in half.items() if name != "prefix"}
-    exact["prefix"] = tuple(x.double() for x in half["prefix"])
-    true = attend(**exact, window=None, backend="dense")
-    error, dense = (
-        (attend(**half, window=None, backend=b).double() - true).abs().max() for b in ("cpu_flash", "dense")
-    )
-    assert error <= 3 * dense + 1e-3
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_cpu_flash_is_dense_in_half_precision_too(dtype: torch.dtype) -> None:
+    arguments = make(200, 30, prefix=2, dtype=dtype)
+    ours = gradients(attend, arguments, window=None, backend="cpu_flash")
+    theirs = gradients(attend, arguments, window=None, backend="dense")
+    for mine, other in zip((ours[0], *ours[1]), (theirs[0], *theirs[1]), strict=True):
+        assert mine.dtype == dtype
+        torch.testing.assert_close(mine, other, atol=2 * torch.finfo(dtype).eps, rtol=2 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_second_derivatives_of_cpu_flash_are_those_of_dense(prefix: int) -> None:
+    arguments = make(6, 3, heads=1, prefix=prefix)
+    tensors = [arguments[name][:1].requires_grad_() for name in "qkv"]
+    tensors += [x.requires_grad_() for x in arguments["prefix"] or ()]
+
+    def function(q: Tensor, k: Tensor, v: Tensor, *pair: Tensor) -> Tensor:
+        return attend(q, k, v, window=None, prefix=pair or None, backend="cpu_flash")
+
+    assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
+    q, k, v = (torch.randn(1, 130, 1, 2, dtype=torch.float64) for _ in range(3))
+
+    def loss(k: Tensor, backend: str) -> Tensor:
+        return attend(q, k, v, window=None, backend=backend).square().sum()
+
+    found, true = (torch.autograd.functional.hvp(partial(loss, backend=name), k, v)[1] for name in ("auto", "dense"))
+    torch.testing.assert_close(found, true)
+    assert true.abs().max() > 0
+    found, true = (torch.func.grad(partial(loss, backend=name))(k) for name in ("auto", "dense"))
+    torch.testing.assert_close(found, true)
+
+
+def test_cpu_flash_compiles_without_a_break() -> None:
+    compiled = torch.compile(attend, backend="eager", fullgraph=True)
+    arguments = make(140, 5, prefix=2)
+    ours = gradients(compiled, arguments, window=None, backend="cpu_flash")
+    assert_same(ours, gradients(attend, arguments, window=None, backend="dense"), 1e-11)
 
 
 def test_full_attention_on_a_cpu_is_flash_where_it_can_be() -> None:
-    def chosen(tokens: int, document: Tensor | None = None, window: int | None = None) -> str:
-        call = prepare(*(make(tokens)[name] for name in "qkv"), window, (None, document), None, 10000.0)
+    def chosen(tokens: int, cached: int = 0, document: Tensor | None = None, window: int | None = None) -> str:
+        call = prepare(*(make(tokens, cached)[name] for name in "qkv"), window, (None, document), None, 10000.0)
         return _choose(call, "auto")
 
     assert chosen(128) == "cpu_flash"
-    assert chosen(127) == "dense"  # can be differentiated twice
-    assert chosen(128, torch.zeros(2, 128, dtype=torch.long)) == "dense"
+    assert chosen(127) == "dense"  # few scores
+    assert chosen(1, 128 * 128) == "cpu_flash"
+    assert chosen(128, document=torch.zeros(2, 128, dtype=torch.long)) == "dense"
     assert chosen(128, window=128) == "dense"
     assert chosen(129, window=128) == "banded"
 

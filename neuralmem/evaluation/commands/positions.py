@@ -24,7 +24,7 @@ from neuralmem.evaluation.lengths import parse_lengths
 from neuralmem.evaluation.losses import LossReader
 from neuralmem.evaluation.opened import Opened, add_common_options, check_positive, open_checkpoint
 from neuralmem.evaluation.positions import IDENTITY, Bucket, growth, measure, summarise, verdict
-from neuralmem.evaluation.recall import read_training_data
+from neuralmem.evaluation.recall import TrainingData, read_training_data
 from neuralmem.evaluation.screen import progress_bar
 from neuralmem.evaluation.tables import interval, print_lines, reach_note, with_ends, write_csv
 
@@ -33,6 +33,10 @@ EXAMPLES = """examples
   python eval.py positions --checkpoint runs/mac_170m --lengths 32k,128k --samples 512 --haystack file:books.jsonl
 """
 LENGTHS, LENGTHS_UNKNOWN = "16x", "4k"
+CARRIED = (
+    "The training length is that of a row. Rows of a document went on with the memory of the row before, so longer "
+    "texts were read in training too; no gradient went from row to row."
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +98,7 @@ def run(options: argparse.Namespace) -> None:
     summary, pictures = [], []
     for length, rows in found.items():
         buckets = summarise(rows, training.length, options.seed)
-        _print(opened, length, buckets, texts[length], text.id, training.length)
+        _print(opened, length, buckets, texts[length], text.id, training)
         summary += [{"length": length, **_flat(bucket)} for bucket in buckets]
         pictures += _draw(opened, length, buckets, text.id, training.length)
     for path in (journal.path, write_csv(opened.out / "positions.csv", summary), *pictures):
@@ -102,8 +106,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _print(
-    opened: Opened, length: int, buckets: list[Bucket], rows: list[HeldOutRow], text: str, train: int | None
+    opened: Opened, length: int, buckets: list[Bucket], rows: list[HeldOutRow], text: str, training: TrainingData
 ) -> None:
+    train = training.length
     readings = list(dict.fromkeys(bucket.memory for bucket in buckets))
     by = {(bucket.memory, bucket.end): bucket for bucket in buckets}
     lines = []
@@ -120,6 +125,8 @@ def _print(
         reach_note(opened.model.reach) + " * Every position lies beyond it.",
         "Change: against the bucket that ends at the training length. Others: loss of the control less that of on.",
     ]
+    if training.carried:
+        notes.append(CARRIED)
     notes += [verdict(buckets, train, name).sentence for name in readings]
     notes += [growth(buckets, train, name).sentence for name in readings[1:]]
     print_lines(f"loss by position, {length:,} tokens: {opened.folder}", lines, notes)

@@ -4,8 +4,8 @@ Of eval.py niah and baselines every row and the table are checked, of several ru
 spans and scores.
 Of any other evaluation the command is given again on a copy of the rows: it must find all its prompts among them, by
 their hash and that of the weights, and write the same tables; rows that it does not ask for are not looked at. Of these
-rows, what the prompt decides and the scores that the model's answers give are computed again, but for perplexity,
-positions and look, whose losses and gates are all the model's.
+rows, what the prompt decides and the scores that the model's answers give are computed again; of perplexity and
+positions, whose losses are all the model's, what the text decides, and that sums of losses fit each other.
 Runs no model, so what only that can say is not checked: predictions, losses and likelihoods, ranks among answers, how
 many tokens were the likeliest, falls, sizes and times. Prints a line per difference and ends with exit code 1 where
 there is one.

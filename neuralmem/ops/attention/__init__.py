@@ -101,7 +101,7 @@ def _ladder(call: Call) -> list[str]:
         rungs += ["flex"] if tokens >= flex.SHORTEST_CALL else []
     if call.window is not None:
         rungs += ["banded"] if tokens > call.window else []
-    elif tokens >= cpu_flash.SHORTEST_CALL:
+    elif tokens * call.key.shape[1] >= cpu_flash.FEWEST_SCORES:
         rungs += ["cpu_flash"]
     return [*rungs, "dense"]
 

@@ -2,15 +2,17 @@
 
 The flash rungs compute window and prefix apart. The backward calls the flash backward with the merged output and the
 merged log-sum-exp, which makes its gradients exact for the window's share of the one softmax: README.md, "The merge".
+Where gradients are to be differentiated again, they are made by `dense`.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch.autograd.function import once_differentiable
 
+from neuralmem.ops.attention import dense
 from neuralmem.ops.attention.call import Call
+from neuralmem.ops.checks import other_derivatives
 from neuralmem.typing import Tensor, Tensors
 
 
@@ -63,6 +65,17 @@ def _prefix_backward(grad: Tensor, query: Tensor, prefix: Tensors, out: Tensor, 
     return (grad_scores @ key).transpose(1, 2), grad_key, grad_value
 
 
+def _dense_backward(grad: Tensor, window: int | None, *inputs: Tensor) -> list[Tensor | None]:
+    """Gradients with a graph; inputs: query, rotated, key, value, and the prefix if there is one."""
+    again = [x.view_as(x) for x in inputs]
+    query, rotated, key, value, *prefix = again
+    pair = (prefix[0], prefix[1]) if prefix else None
+    out = dense.run(Call(query, rotated, key, value, window, None, None, pair))
+    wanted = [x for x in again if x.requires_grad]
+    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True, allow_unused=True))
+    return [next(found) if x.requires_grad else None for x in again]
+
+
 class _MergedAttention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -84,9 +97,10 @@ class _MergedAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, rotated, key, value, out, lse, *prefix = ctx.saved_tensors
+        if torch.is_grad_enabled():  # with create_graph
+            return None, None, *_dense_backward(grad, ctx.window, query, rotated, key, value, *prefix)
         gradients = ctx.kernel.backward(grad.contiguous(), rotated, key, value, out, lse, ctx.window)
         if not prefix:
             return None, None, None, *gradients
@@ -97,7 +111,7 @@ class _MergedAttention(torch.autograd.Function):
 
 
 def merged_attention(kernel: Kernel, call: Call) -> Tensor:
-    """[B, T, N, D] by one flash call over the tokens, merged with the prefix; differentiable once."""
+    """[B, T, N, D] by one flash call over the tokens, merged with the prefix."""
     tensors = (x.contiguous() for x in (call.query, call.rotated, call.key, call.value))
     return _MergedAttention.apply(kernel, call.window, *tensors, *(call.prefix or ()))
 
@@ -105,6 +119,8 @@ def merged_attention(kernel: Kernel, call: Call) -> Tensor:
 def flash_refuses(call: Call) -> str | None:
     """What every flash kernel asks for: why the call does not fit, or None."""
     width = call.query.shape[-1]
+    if other_derivatives():
+        return "it knows backward only, not torch.func or forward-mode derivatives"
     if call.query.device.type != "cuda":
         return f"it needs a CUDA device, got {call.query.device.type}"
     if torch.cuda.get_device_capability(call.query.device) < (8, 0):

@@ -13,11 +13,10 @@ from operator import index
 from typing import Any, TypeVar
 
 import torch
-from torch.autograd import forward_ad
 
 from neuralmem import probe
 from neuralmem.backends import conformance_recorded, cpu_error, cuda_error, library_error
-from neuralmem.ops.checks import choose_backend
+from neuralmem.ops.checks import choose_backend, other_derivatives
 from neuralmem.ops.neural_memory.attentional_bias import L2
 from neuralmem.ops.neural_memory.call import Call
 from neuralmem.ops.neural_memory.chunked import chunked
@@ -89,7 +88,7 @@ def refuses(call: Call) -> str:
         return "the kernels know steps of one gradient only, not those of omega"
     if LIBRARY_ERROR:
         return LIBRARY_ERROR
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if other_derivatives():
         return "the kernels know backward only, not torch.func or forward-mode derivatives"
     if call.q.device.type not in ("cpu", "cuda"):
         return f"the kernels are for cpu and cuda, and q is on {call.q.device}"
