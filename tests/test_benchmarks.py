@@ -134,6 +134,13 @@ def test_the_docs_are_up_to_date(load: Any, tmp_path: Path) -> None:
     assert docs.read_text() == page.read_text()
 
 
+def test_the_table_of_full_attention_is_that_of_its_results(load: Any) -> None:
+    bench = load("cpu_attention")
+    (path,) = (ROOT / "benchmarks" / "results").glob("*/cpu_attention.json")
+    table = bench.table(json.loads(path.read_text())["rows"])
+    assert f"start -->\n{table}\n<!-- cpu_attention:end" in (ROOT / "docs" / "benchmarks.md").read_text()
+
+
 def test_help() -> None:
     done = run("op.py", "--help")
     assert done.returncode == 0

@@ -12,7 +12,7 @@ from neuralmem.ops.attention.merge import Kernel, merge, merged_attention
 from neuralmem.ops.checks import other_derivatives
 from neuralmem.typing import Tensor, Tensors
 
-FEWEST_SCORES = 128 * 128  # T x K; below it `dense` is as fast (benchmarks/cpu_attention.py)
+FEWEST_SCORES = 128 * 128  # T x K; with fewer there is under a millisecond to gain (docs/benchmarks.md)
 aten = torch.ops.aten
 
 
