@@ -80,7 +80,7 @@ def measure(
         for k in keys:
             if row := journal.find(**k):
                 journal.confirm(row, partial(_again, row, fixed))
-                if len(row["bucket_nll"]) != len(fixed["bucket_ends"]):
+                if len(row.get("bucket_nll", ())) != len(fixed["bucket_ends"]):
                     raise UserError(f"--out has {journal.path}, which has a row whose bucket_nll is of other positions")
         named = [(k, one.document) for k, one in zip(keys, rows, strict=True)]
         found += [row | {"document": document} for k, document in named if (row := journal.find(**k))]
@@ -110,11 +110,8 @@ def _again(row: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
         count, found = len(fixed[f"{name}_ends"]), row.get(f"{name}_nll")
         if not isinstance(found, list) or len(found) != count or not all(isinstance(x, float) for x in found):
             return must | {f"{name}_nll": f"{count} means"}
-    sums = {
-        name: dict(zip(fixed[f"{name}_ends"], _sums(row, name, fixed), strict=True)) for name in ("bucket", "curve")
-    }
-    shared = sums["bucket"].keys() & sums["curve"].keys()
-    if any(not _same(sums["bucket"][end], sums["curve"][end]) for end in shared):
+    bucket, curve = (dict(zip(fixed[f"{name}_ends"], _sums(row, name, fixed), strict=True)) for name in NAMED)
+    if any(not _same(bucket[end], curve[end]) for end in bucket.keys() & curve.keys()):
         must["bucket_nll"] = "means of what curve_nll has means of"
     return must
 
