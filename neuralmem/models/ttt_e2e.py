@@ -135,8 +135,8 @@ class EndToEnd(CausalLM):
         return tuple(() if interval is not None else tuple(w[None] for w in level) for level, interval in levels)
 
     def layer_config(self, index: int) -> ModelConfig:
-        """Layers that learn are differentiated twice, where flash attention goes through `dense` too; they read at most b
-        tokens at once, for which writing down all scores is no waste."""
+        """Layers that learn are differentiated twice, where flash goes through `dense` too; they read at most b tokens
+        at once, for which writing down all scores is no waste."""
         if index < self.prefix:
             return self.config
         return replace(self.config, attention=replace(self.config.attention, backend="dense"))
