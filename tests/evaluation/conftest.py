@@ -8,6 +8,7 @@ import torch
 
 from neuralmem.config import AttentionConfig, MemoryConfig, ModelConfig
 from neuralmem.data.needle_format import NeedleFormat
+from neuralmem.evaluation.facts import Facts
 from neuralmem.evaluation.grammar import sentences
 from neuralmem.evaluation.niah import Settings
 from neuralmem.evaluation.prompts import find_task
@@ -35,6 +36,13 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def training(text_file: Path) -> TrainingData:
     """A checkpoint trained on facts in that file."""
     return TrainingData(length=256, source=str(text_file), form=NeedleFormat(key_tokens=0, keys_held_out=0.1))
+
+
+@pytest.fixture(scope="session")
+def facts(text_file: Path) -> Facts:
+    """Those told of that file, in bytes."""
+    training = TrainingData(length=256, source=str(text_file), form=NeedleFormat(key_tokens=0))
+    return Facts(training, ByteTokenizer(), f"file:{text_file}")
 
 
 @pytest.fixture

@@ -9,15 +9,24 @@ text did after the same four tokens.
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from neuralmem.evaluation.facts import Facts
 from neuralmem.evaluation.intents import ACTIONS, ASKING, TELLING, THINGS, Intent
+from neuralmem.evaluation.listener import Listener
+from neuralmem.evaluation.rows import Subject
+from neuralmem.evaluation.streams import Measure, Row, Sampling, run
 from neuralmem.tokenizer import ByteTokenizer
 
 FACT, ASKED = re.compile(rb"@([A-Za-z]+)=(\d{3})(?=\n)"), re.compile(rb"@([A-Za-z]+)=(\d*)$")
 LONGEST = 120  # bytes of a fact or a question, at most
+REACH = 60
+GAP = 70  # beyond it
+SUBJECT = Subject(REACH, ByteTokenizer().fingerprint, "c" * 64, None, None, "float32", "cpu")
+SMALL = Sampling(samples=4)
 Told = tuple[bytes, bytes, int]
 """Key, value, tokens of the text up to its end."""
 Keeps = Callable[[Sequence[Told], int], Sequence[Told]]
@@ -54,7 +63,7 @@ class Keeper:
         """What a fact or a question is about."""
         return words
 
-    def __init__(self, keeps: Keeps = lambda told, now: told, reach: int = 60, copies: bool = False) -> None:
+    def __init__(self, keeps: Keeps = lambda told, now: told, reach: int = REACH, copies: bool = False) -> None:
         self.keeps, self.reach, self.copies = keeps, reach, copies
         self.tokenizer, self.reads = ByteTokenizer(), 0
 
@@ -119,3 +128,16 @@ class Speaker(Keeper):
     @staticmethod
     def key(words: bytes) -> bytes:
         return MEANT.get(words, words)
+
+
+def latest(told: Sequence[Told], count: int) -> Sequence[Told]:
+    """Facts of the keys told last."""
+    keys = list(dict.fromkeys(key for key, _, _ in reversed(told)))[:count]
+    return [fact for fact in told if fact[0] in keys]
+
+
+def ask(
+    measure: Measure, facts: Facts, out: Path, keeper: Keeper, sampling: Sampling = SMALL, subject: Subject = SUBJECT
+) -> list[Row]:
+    listener, subject = Listener(keeper, keeper.tokenizer, 500), replace(subject, reach=keeper.reach)
+    return run(measure, facts, listener, subject, out, sampling)
