@@ -69,12 +69,16 @@ class TitansMAC(Layer):
 
     def mix(self, x: Tensor, state: MACState | None, rows: Rows, memory: MemoryMode) -> tuple[Tensor, MACState]:
         fresh, state = state is None, state or self.init_state(len(x))
-        if fresh and rows.plain and memory == "on":
-            return self._from_start(self.norm(x), state)
+        if rows.plain and memory == "on" and (fresh or self._begins_segment(x, state)):
+            return self._in_segments(self.norm(x), state)
         return self._on_grid(self.norm(x), state, rows, memory)
 
-    def _from_start(self, x: Tensor, state: MACState) -> tuple[Tensor, MACState]:
-        """A text from its start: whole segments, then the rest."""
+    def _begins_segment(self, x: Tensor, state: MACState) -> bool:
+        """Whether every row's next token does, and a whole segment follows: for less, asking the device costs more."""
+        return x.shape[1] >= self.size and not bool(state.filled.any())
+
+    def _in_segments(self, x: Tensor, state: MACState) -> tuple[Tensor, MACState]:
+        """A call that begins with a segment: whole ones, then the rest. Two calls of the memory for each, not three."""
         whole = x.shape[1] // self.size * self.size
         remembered, outputs = state.memory, []
         for part in x[:, :whole].split(self.size, dim=1) if whole else ():
@@ -93,7 +97,7 @@ class TitansMAC(Layer):
         return torch.cat(outputs, dim=1) if outputs else x, MACState(remembered, anchor, segment, filled)
 
     def _on_grid(self, x: Tensor, state: MACState, rows: Rows, mode: MemoryMode) -> tuple[Tensor, MACState]:
-        """A call that goes on in a segment, or whose rows differ."""
+        """A call that begins within a segment, or whose rows differ."""
         grid = lay_out(rows, (x.shape[0], x.shape[1]), state.filled, self.size)
         if grid.size == 0:
             return torch.zeros_like(x), state

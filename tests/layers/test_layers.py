@@ -78,6 +78,24 @@ def test_the_chunk_grid_restarts_at_every_segment_of_mac() -> None:
         torch.testing.assert_close(a, b, msg=name)
 
 
+@pytest.mark.parametrize("tokens", [6, 12, 15])
+def test_mac_goes_on_from_a_segments_end_as_on_the_grid(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream of calls of whole segments: outputs, state and gradients are those of rows that differ."""
+    layer, x, more = build("titans_mac"), draw(12), draw(tokens).requires_grad_()
+    _, state = layer.mix(x, None, Rows(), "on")
+    there = torch.ones(2, tokens, dtype=torch.bool)
+    slow, after_slow = layer.mix(more, state, Rows(mask=there), "on")
+    monkeypatch.setattr(layer, "_on_grid", None)  # not asked
+    fast, after = layer.mix(more, state, Rows(), "on")
+    torch.testing.assert_close(fast, slow)
+    torch.testing.assert_close(dict(after.items()), dict(after_slow.items()))
+    into = [more, *layer.parameters()]
+    grad, wanted = (
+        torch.autograd.grad(y.square().sum(), into, allow_unused=True, retain_graph=True) for y in (fast, slow)
+    )
+    torch.testing.assert_close(grad, wanted)
+
+
 def test_mac_attention_does_not_cross_segments() -> None:
     layer, x = build("titans_mac", memory=replace(CONFIG.memory, convolution=1)), draw(12)
     changed = x.clone()
