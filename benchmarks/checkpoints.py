@@ -46,7 +46,7 @@ STEPS = ("train", "ask", "ship", "docs")
 CONVERTED = {  # a run's beginning: made by, of
     "mag-tiny-longer": ("benchmarks/larger_memory.py", "--taps", "8", "runs/checkpoints/mag-tiny-third"),
     "mag-tiny-wider": ("benchmarks/larger_memory.py", "--heads", "4", "runs/checkpoints/mag-tiny-fourth"),
-    "mac-tiny-start": ("benchmarks/mac_from_mag.py", "runs/checkpoints/mag-tiny-third"),
+    "mac-tiny-start": ("benchmarks/mac_from_mag.py", "neuralmem/mag-tiny"),
 }
 
 

@@ -149,17 +149,15 @@ def test_a_models_beginning_is_written_down(load: Any) -> None:
     checkpoints = load("checkpoints")
     assert checkpoints.origin("mag-tiny") is None
     assert checkpoints.conversion("window-tiny") == ()
-    third = "runs/checkpoints/mag-tiny-third"
-    made = ("benchmarks/mac_from_mag.py", third, "runs/checkpoints/mac-tiny-start")
+    made = ("benchmarks/mac_from_mag.py", "neuralmem/mag-tiny", "runs/checkpoints/mac-tiny-start")
     assert checkpoints.conversion("mac-tiny") == made
     made = ("benchmarks/larger_memory.py", "--heads", "4", "runs/checkpoints/mag-tiny-fourth")
     assert checkpoints.conversion("mag-tiny") == (*made, "runs/checkpoints/mag-tiny-wider")
-    mag, wanted = (
-        json.loads((checkpoints.FOLDER / "mag-tiny" / "made.json").read_text()),
-        checkpoints.origin("mac-tiny"),
-    )
+    mag = json.loads((checkpoints.FOLDER / "mag-tiny" / "made.json").read_text())
     known = [part["weights_sha256"] for part in (*mag["before"], mag)]
-    assert wanted["weights_sha256"] == known[checkpoints.parts("mag-tiny").index("mag-tiny-third")]
+    third = known[checkpoints.parts("mag-tiny").index("mag-tiny-third")]
+    for name, wanted in (("mac-tiny", known[-1]), ("window-tiny", third)):
+        assert checkpoints.origin(name)["weights_sha256"] == wanted
     for name in ("mac-tiny", "hope-tiny", "window-tiny"):
         made = json.loads((checkpoints.FOLDER / name / "made.json").read_text())
         assert made["origin"]["name"] == "neuralmem/mag-tiny"
