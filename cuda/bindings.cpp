@@ -22,7 +22,7 @@ namespace neuralmem {
 namespace {
 
 // Raised with every change of a schema or of its meaning; neuralmem/backends.py refuses any other number.
-constexpr int kInterface = 1;
+constexpr int kInterface = 2;
 
 const nm_cpu_kernels& cpu_kernels() {
   static const nm_cpu_kernels* const kernels = [] {
@@ -187,8 +187,9 @@ neural_memory_backward(
   const Shape states{nm_groups(&p.c), p.c.B, p.c.H, nm_state_numbers(&p.c)};
   outputs.boundaries = p.input("boundaries", boundaries, states, p.state);
   outputs.dy = p.input("dy", dy, {p.c.B, p.c.T, p.c.H, p.c.D}, q.scalar_type());
-  p.set_states("dweights_end", dweights_end, true, outputs.dweights_end);
-  p.set_states("dmomentum_end", dmomentum_end, p.has_momentum, outputs.dmomentum_end);
+  const bool ends = !q.is_cpu() || !dweights_end.empty();  // most losses read y alone, and the CPU needs no zeros then
+  p.set_states("dweights_end", dweights_end, ends, outputs.dweights_end);
+  p.set_states("dmomentum_end", dmomentum_end, ends && p.has_momentum, outputs.dmomentum_end);
 
   Tensor dq = torch::stable::empty_like(q), dk = torch::stable::empty_like(k), dv = torch::stable::empty_like(v);
   outputs.dq = dq.mutable_data_ptr(), outputs.dk = dk.mutable_data_ptr(), outputs.dv = dv.mutable_data_ptr();
@@ -196,8 +197,8 @@ neural_memory_backward(
   Tensor dtheta = output(p, true, gates, &outputs.dtheta);
   Tensor deta = output(p, p.has_momentum, gates, &outputs.deta);
   Tensor dalpha = output(p, true, gates, &outputs.dalpha);
-  Tensors dweights = outputs_like(p, weights, &dweights_end, outputs.dweights);
-  Tensors dmomentum = outputs_like(p, momentum, &dmomentum_end, outputs.dmomentum);
+  Tensors dweights = outputs_like(p, weights, ends ? &dweights_end : nullptr, outputs.dweights);
+  Tensors dmomentum = outputs_like(p, momentum, ends ? &dmomentum_end : nullptr, outputs.dmomentum);
   Tensors dfirst_weights = outputs_like(p, first_weights, nullptr, outputs.dfirst_weights);
   Tensors dfirst_momentum = outputs_like(p, first_momentum, nullptr, outputs.dfirst_momentum);
   Tensor dgain = output(p, gain.has_value(), norms, &outputs.dgain);

@@ -45,7 +45,8 @@ struct nm_forward {
 struct nm_backward {
   const void *boundaries;              // as forward wrote them
   const void *dy;                      // [B, T, H, D] in dtype
-  const void *dweights_end[NM_MAX_LAYERS], *dmomentum_end[NM_MAX_LAYERS];  // gradients of what forward returned
+  const void *dweights_end[NM_MAX_LAYERS], *dmomentum_end[NM_MAX_LAYERS];  // gradients of what forward returned;
+                                       // on a CPU NULL, all of them, where there are none
   void *dq, *dk, *dv;                  // [B, T, H, D] in dtype
   void *dtheta, *deta, *dalpha;        // [B, T, H] in the state dtype; deta NULL without momentum
   void *dweights[NM_MAX_LAYERS], *dmomentum[NM_MAX_LAYERS];

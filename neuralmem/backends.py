@@ -17,7 +17,7 @@ from neuralmem import library
 from neuralmem.errors import nearest
 
 BACKENDS = ("auto", "reference", "chunked", "native")
-INTERFACE = 1  # kInterface of cuda/bindings.cpp
+INTERFACE = 2  # kInterface of cuda/bindings.cpp
 HOW = "python -m neuralmem.build"
 
 

@@ -63,7 +63,8 @@ void backward(const nm_problem& p, const nm_backward& out, int64_t begin, int64_
         memory.load_chunk(chunk);
         memory.load_queries();
         memory.load_output_gradients(out.dy);
-        memory.backpropagate();
+        memory.turn();
+        memory.backpropagate(true);
         memory.read();
         memory.differentiate();
         memory.store_token_gradients(out);

@@ -33,6 +33,8 @@ class Memory {
     }
     W = take_layers(arena);
     if (momentum) S = take_layers(arena);
+    if (pass == NM_BACKWARD)
+      for (int l = 0; l < L; l++) turned[l] = arena.buffer<T>(width[l + 1], width[l]);
     c.take(arena, capacity, momentum, pass);
     way = {D, p.residual != 0, nullptr, nullptr};
     if (p.gain) {
@@ -132,8 +134,14 @@ class Memory {
     for (int t = 0; t < n; t++) load_token(p.q, p.dtype, token(t), D, x[0][t]);
   }
 
-  // The gradients at the chunk's first weights, as factors of rank one: h and delta.
-  void backpropagate() {
+  // W as products with its transpose want it, for a chunk that has several.
+  void turn() {
+    for (int l = 0; l < L; l++)
+      transpose(width[l], width[l + 1], W[l].data, W[l].stride, turned[l].data, turned[l].stride);
+  }
+
+  // The gradients at the chunk's first weights, as factors of rank one: h and delta. Has the chunk been turned?
+  void backpropagate(bool has_turned = false) {
     for (int l = 0; l < L - 1; l++) {
       product(n, width[l + 1], width[l], h[l].plain(), W[l].plain(), z[l].replaced());
       activate(p.activation, n, width[l + 1], z[l], h[l + 1], slope[l]);
@@ -141,7 +149,8 @@ class Memory {
     product(n, D, width[L - 1], h[L - 1].plain(), W[L - 1].plain(), f.replaced());
     for (int t = 0; t < n; t++) rstd[t] = error_gradient(way, f[t], h[0][t], v[t], hat[t], twice[t], delta[L - 1][t]);
     for (int l = L - 2; l >= 0; l--) {
-      product(n, width[l + 1], width[l + 2], delta[l + 1].plain(), W[l + 1].transposed(), back[l].replaced());
+      const Matrix<T> W_above = has_turned ? turned[l + 1].plain() : W[l + 1].transposed();
+      product(n, width[l + 1], width[l + 2], delta[l + 1].plain(), W_above, back[l].replaced());
       for (int t = 0; t < n; t++) multiply(width[l + 1], back[l][t], slope[l][t], delta[l][t]);
     }
   }
@@ -238,6 +247,7 @@ class Memory {
   int n = 0;  // tokens of the current chunk
 
   Layers<T> W, S;
+  Layers<T> turned;  // W's transposes, in backward
   T *gain, *bias;
   Way<T> way;
   Coefficients<T> c;

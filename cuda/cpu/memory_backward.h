@@ -37,6 +37,7 @@ class MemoryBackward : public Memory<O, T> {
   // A new sample and head: dW and dS are the gradients of the state that its last token left.
   void start(const nm_backward& gradients) {
     this->load_state(gradients.dweights_end, gradients.dmomentum_end, dW, dS);
+    nothing_follows = !gradients.dweights_end[0];
     fill(D, T(0), dgain);
     fill(D, T(0), dbias);
     if (!this->p.reset) return;
@@ -49,6 +50,7 @@ class MemoryBackward : public Memory<O, T> {
 
   // The state before this chunk was the initial one: its gradient goes there, and none goes further back.
   void hand_to_first() {
+    nothing_follows = true;
     for (int l = 0; l < L; l++)
       for (int i = 0; i < width[l]; i++) {
         add_scaled(width[l + 1], T(1), dW[l][i], dW_first[l][i]);
@@ -73,10 +75,15 @@ class MemoryBackward : public Memory<O, T> {
   // `backpropagate` and `read` have run for this chunk.
   void differentiate() {
     dc.clear(n);
-    through_end();
+    if (nothing_follows) {
+      through_no_end();
+    } else {
+      through_end();
+    }
     through_reads();
     through_gradients();
     dc.compute(c, n);
+    nothing_follows = false;
   }
 
   void load_output_gradients(const void* gradient) {
@@ -107,6 +114,7 @@ class MemoryBackward : public Memory<O, T> {
   using Memory<O, T>::capacity;
   using Memory<O, T>::width;
   using Memory<O, T>::W;
+  using Memory<O, T>::turned;
   using Memory<O, T>::S;
   using Memory<O, T>::h;
   using Memory<O, T>::x;
@@ -138,6 +146,15 @@ class MemoryBackward : public Memory<O, T> {
     }
   }
 
+  // What through_end would write where dW and dS are zero.
+  void through_no_end() {
+    for (int l = 0; l < L; l++)
+      for (int t = 0; t < n; t++) {
+        fill(width[l], T(0), dh[l][t]);
+        fill(width[l + 1], T(0), ddelta[l][t]);
+      }
+  }
+
   // y: from the last layer's way out down to the queries, whose gradient ends in dx. Here dW and dS step back over the
   // chunk.
   void through_reads() {
@@ -146,7 +163,7 @@ class MemoryBackward : public Memory<O, T> {
     for (int l = L - 1; l >= 0; l--) {
       const int into = width[l], out = width[l + 1];
       through_scores(l);
-      this->product(n, into, out, du.plain(), W[l].transposed(), from_W.replaced());
+      this->product(n, into, out, du.plain(), turned[l].plain(), from_W.replaced());
       if (momentum) this->product(n, into, out, du.plain(), S[l].transposed(), from_S.replaced());
       for (int t = 0; t < n; t++) {
         dc.beta[t] += dot(into, x[l][t], from_W[t]);
@@ -203,14 +220,15 @@ class MemoryBackward : public Memory<O, T> {
     for (int l = L - 1; l >= 0; l--) {
       const int into = width[l], out = width[l + 1];
       this->product(into, out, n, h[l].transposed(), dz[l].plain(), dW[l].increased());
-      this->product(n, into, out, dz[l].plain(), W[l].transposed(), dh[l].increased());
+      this->product(n, into, out, dz[l].plain(), turned[l].plain(), dh[l].increased());
       if (l)
         for (int t = 0; t < n; t++) accumulate_product(into, dh[l][t], this->slope[l - 1][t], dz[l - 1][t]);
     }
   }
 
   Layers<T> dW_first, dS_first;
-  T *dgain, *dbias;  // [D], summed over the chunks of one sample and head
+  bool nothing_follows;  // dW and dS are zero
+  T *dgain, *dbias;      // [D], summed over the chunks of one sample and head
   CoefficientGradients<T> dc;
   Buffer<T> dh[NM_MAX_LAYERS], ddelta[NM_MAX_LAYERS], dz[NM_MAX_LAYERS];  // like h, delta, and z (f for the last)
   Buffer<T> dx, du, from_W, from_S;                                      // [C, widest]

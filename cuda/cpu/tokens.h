@@ -77,22 +77,24 @@ inline void store_token(const T* in, int32_t dtype, int64_t offset, int D, void*
 // A caller's [D_out, D_in] of sample-and-head `which` as x @ W wants it, [D_in, D_out]; zeros where there is none.
 template <class T>
 inline void load_weights(const void* tensor, int64_t which, int into, int out, Buffer<T> W) {
-  const T* from = static_cast<const T*>(tensor) + (tensor ? which * into * out : 0);
-  constexpr int kBlock = 16;  // both sides of a block stay in the first cache
-  for (int i0 = 0; i0 < into; i0 += kBlock)
-    for (int o0 = 0; o0 < out; o0 += kBlock)
-      for (int i = i0; i < into && i < i0 + kBlock; i++)
-        for (int o = o0; o < out && o < o0 + kBlock; o++) W[i][o] = tensor ? from[int64_t(o) * into + i] : T(0);
+  if (!tensor) {
+    for (int i = 0; i < into; i++) fill(out, T(0), W[i]);
+    return;
+  }
+  const T* from = static_cast<const T*>(tensor) + which * into * out;
+  const int vectors = into / kLanes<T> * kLanes<T>;  // behind the caller's last number nothing may be read
+  transpose(out, vectors, from, into, W.data, W.stride);
+  for (int i = vectors; i < into; i++)
+    for (int o = 0; o < out; o++) W[i][o] = from[int64_t(o) * into + i];
 }
 
 template <class T>
 inline void store_weights(Buffer<T> W, int64_t which, int into, int out, void* tensor) {
   T* to = static_cast<T*>(tensor) + which * into * out;
-  constexpr int kBlock = 16;
-  for (int i0 = 0; i0 < into; i0 += kBlock)
-    for (int o0 = 0; o0 < out; o0 += kBlock)
-      for (int o = o0; o < out && o < o0 + kBlock; o++)
-        for (int i = i0; i < into && i < i0 + kBlock; i++) to[int64_t(o) * into + i] = W[i][o];
+  const int vectors = into / kLanes<T> * kLanes<T>;
+  transpose(vectors, out, W.data, W.stride, to, into);
+  for (int o = 0; o < out; o++)
+    for (int i = vectors; i < into; i++) to[int64_t(o) * into + i] = W[i][o];
 }
 
 }  // namespace nm::NM_ISA

@@ -1,7 +1,10 @@
 // test_cpu_tokens.cpp - float16 and bfloat16 tokens, read and written: every one of the 65,536 numbers, and the floats
 // around every place where rounding turns. The expectation is made from the format's definition with ldexp and order.
+// And weights of all shapes, turned on their way in and out, without a number read or written beside them.
 #include <math.h>
 #include <stdio.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <vector>
 
@@ -77,7 +80,54 @@ static void every_middle(const Format &format) {
   for (size_t i = 0; i < got.size(); i++) check(got[i] == expected[i], "rounded", expected[i]);
 }
 
+// Numbers behind the last of which nothing may be touched: there a page begins that cannot be.
+template <class T>
+class Guarded {
+ public:
+  explicit Guarded(size_t numbers) {
+    const size_t page = size_t(sysconf(_SC_PAGESIZE)), whole = (numbers * sizeof(T) + page - 1) / page * page;
+    bytes_ = whole + page;
+    memory_ = static_cast<char *>(mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    mprotect(memory_ + whole, page, PROT_NONE);
+    data = reinterpret_cast<T *>(memory_ + whole - numbers * sizeof(T));
+  }
+  Guarded(const Guarded &) = delete;
+  ~Guarded() { munmap(memory_, bytes_); }
+
+  T *data;
+
+ private:
+  char *memory_;
+  size_t bytes_;
+};
+
+// The last of two matrices, in and out.
+template <class T>
+static void weights_of(int into, int out) {
+  const size_t numbers = size_t(into) * out;
+  const int stride = stride_of<T>(out);
+  std::vector<T> inside(size_t(into) * stride + kLanes<T>, T(-1));
+  const Guarded<T> from(2 * numbers), to(2 * numbers);
+  for (size_t i = 0; i < 2 * numbers; i++) from.data[i] = T(i + 1), to.data[i] = T(-1);
+  const Buffer<T> W{inside.data(), stride};
+  const unsigned which = unsigned(into) << 8 | unsigned(out);
+  load_weights(from.data, 1, into, out, W);
+  for (int i = 0; i < into; i++)
+    for (int o = 0; o < out; o++) check(W[i][o] == from.data[numbers + size_t(o) * into + i], "weights in", which);
+  store_weights(W, 1, into, out, to.data);
+  for (size_t i = 0; i < 2 * numbers; i++)
+    check(to.data[i] == (i < numbers ? T(-1) : from.data[i]), "weights out", which);
+  load_weights<T>(nullptr, 1, into, out, W);
+  for (int i = 0; i < into; i++)
+    for (int o = 0; o < out; o++) check(W[i][o] == 0, "no weights", which);
+}
+
 int main() {
+  for (int into : {1, 2, 3, 4, 7, 15, 16, 17, 20, 31, 64, 65})
+    for (int out : {1, 3, 8, 16, 19, 33, 64, 70}) {
+      weights_of<float>(into, out);
+      weights_of<double>(into, out);
+    }
   const Format half{NM_FLOAT16, 5, 10}, brain{NM_BFLOAT16, 8, 7};
   for (const Format &format : {half, brain}) {
     every_number<float>(format);

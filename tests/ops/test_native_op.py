@@ -62,7 +62,8 @@ def test_opcheck(options: dict[str, Any]) -> None:
     plain = detached(arguments)
     torch.library.opcheck(ops.neural_memory.default, (*plain[:-1], 0))
     y, weights, momentum, boundaries = ops.neural_memory(*plain)
-    torch.library.opcheck(ops.neural_memory_backward.default, (boundaries, y, weights, momentum, *plain))
+    for ends in ((weights, momentum), ([], [])):
+        torch.library.opcheck(ops.neural_memory_backward.default, (boundaries, y, *ends, *plain))
     q = torch.randn(2, 1, 2, 4, dtype=torch.float64, requires_grad=True)
     decode = (q, *arguments[1:8], *arguments[10:13], *arguments[15:17])
     torch.library.opcheck(ops.neural_memory_decode.default, decode)
@@ -109,6 +110,30 @@ def test_the_compiler_takes_what_a_gpu_can_as_a_constant() -> None:
     compiled = torch.compile(lambda x: x + len(answer(3)), fullgraph=True, backend="aot_eager")
     assert compiled(torch.ones(1)) == 4
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("checkpoint_every", [None, 2])
+@pytest.mark.parametrize("options", list(CALLS.values())[:3], ids=list(CALLS)[:3])
+def test_no_gradient_of_the_last_state_is_one_of_zero(options: dict[str, Any], checkpoint_every: int | None) -> None:
+    """Backward leaves out what such a gradient would bring, also before a reset; not one number differs."""
+    call, found = make(**options), []
+    for share in (None, 0.0):
+        y, weights, momentum = call.run(backend="native", checkpoint_every=checkpoint_every)
+        loss = y.square().sum()
+        if share is not None:
+            loss = loss + share * sum(x.sum() for x in (*weights, *(momentum or ())))
+        found.append(torch.autograd.grad(loss, call.leaves(), materialize_grads=True))
+    assert all(torch.equal(*both) for both in zip(*found, strict=True))
+    assert any(x.any() for x in found[0])
+
+
+def test_gradients_of_the_last_state_are_all_given_or_none() -> None:
+    plain = detached(op_arguments(make(), 1))
+    y, weights, momentum, boundaries = torch.ops.neuralmem.neural_memory(*plain)
+    with pytest.raises(RuntimeError, match="dmomentum_end has 2 tensors; it must have 0"):
+        torch.ops.neuralmem.neural_memory_backward(boundaries, y, [], momentum, *plain)
+    with pytest.raises(RuntimeError, match="dmomentum_end has 0 tensors; it must have 2"):
+        torch.ops.neuralmem.neural_memory_backward(boundaries, y, weights, [], *plain)
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])

@@ -64,8 +64,12 @@ def _differentiate(ctx: Any, dy: Tensor | None, dweights: Any, dmomentum: Any, _
         return [torch.zeros_like(x) if g is None else g.contiguous() for g, x in zip(gradients, like, strict=True)]
 
     (dy,) = given([dy], saved[:1])
+    if dy.device.type == "cpu" and all(g is None for g in (*dweights, *dmomentum)):
+        ends: tuple[list[Tensor], ...] = [], []  # a loss of y alone: the kernels leave out what would be zero
+    else:
+        ends = given(dweights, weights), given(dmomentum, momentum)
     results = torch.ops.neuralmem.neural_memory_backward(
-        boundaries, dy, given(dweights, weights), given(dmomentum, momentum), *saved[:6], *states, *slow, *ctx.settings
+        boundaries, dy, *ends, *saved[:6], *states, *slow, *ctx.settings
     )
     *inputs, dgain, dbias = results
     inputs[4] = None if saved[4] is None else inputs[4]
