@@ -141,7 +141,7 @@ def training(stage: str, folder: Path) -> dict[str, float]:
     done = subprocess.run(
         [*command, "--run", str(folder / stage)], capture_output=True, text=True, check=True, env=environment
     )
-    seconds = json.loads(done.stdout.splitlines()[-1])
+    (seconds,) = json.loads(done.stdout.splitlines()[-1])["auto"]
     tokens = yaml.safe_load(QUICKSTART.read_text())["data"]["init_args"]["batch_tokens"]
     return {name: tokens / seconds[name] for name in ("cpu", "wall")}
 

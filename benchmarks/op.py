@@ -161,26 +161,25 @@ class Bench:
                 self.ticker.finish(f"memory, {level}, {total} tokens")
 
     def quickstart(self) -> Iterator[Row]:
-        """The backends in turns, a process per turn; the curriculum's first stage and its last, with longer rows."""
-        threads = torch.get_num_threads()
+        """The backends in turns within one process; the curriculum's first stage and its last, with longer rows."""
+        threads, rounds = torch.get_num_threads(), 1 if self.quick else 3
+        able, reasons = runnable([Contender("native"), Contender("chunked")])
+        names = [contender.name for contender in able]
         for stage in ("first", "last"):
-            found: dict[str, list[dict[str, float]]] = {"native": [], "chunked": []}
-            reasons = {}
-            for _ in range(1 if self.quick else 3):
-                for backend, steps in found.items():
-                    self.ticker.say(f"training steps, {stage} stage, {backend}")
-                    with tempfile.TemporaryDirectory() as folder:
-                        options = ("--stage", stage, "--steps", str(self.size["steps"]), "--run", f"{folder}/run")
-                        command = [sys.executable, str(ROOT / "benchmarks" / "training_step.py"), *options]
-                        given = {"NEURALMEM_BACKEND": backend, "OMP_NUM_THREADS": str(threads)}
-                        done = subprocess.run(command, cwd=ROOT, env=os.environ | given, capture_output=True, text=True)
-                    if done.returncode:
-                        reasons[backend] = (done.stderr.strip().splitlines() or ["?"])[-1]
-                    else:
-                        steps.append(json.loads(done.stdout.splitlines()[-1]))
-            for backend, steps in found.items():
-                row = {"section": "quickstart", "stage": stage, "contender": backend, "threads": threads}
-                yield row | ({"failed": reasons[backend]} if backend in reasons else together(steps))
+            self.ticker.say(f"training steps, {stage} stage")
+            with tempfile.TemporaryDirectory() as folder:
+                options = ("--stage", stage, "--steps", str(self.size["steps"]), "--turns", str(rounds))
+                command = [sys.executable, str(ROOT / "benchmarks" / "training_step.py"), *options]
+                command += ["--run", f"{folder}/run", "--backends", *names]
+                given = {"OMP_NUM_THREADS": str(threads)}
+                done = subprocess.run(command, cwd=ROOT, env=os.environ | given, capture_output=True, text=True)
+            failed = (done.stderr.strip().splitlines() or ["?"])[-1] if done.returncode else ""
+            found = {} if failed else json.loads(done.stdout.splitlines()[-1])
+            for name in names:
+                row = {"section": "quickstart", "stage": stage, "contender": name, "threads": threads}
+                yield row | ({"failed": failed} if failed else together(found[name]))
+            for name, reason in reasons.items():
+                yield {"section": "quickstart", "stage": stage, "contender": name, "threads": threads, "failed": reason}
             self.ticker.finish(f"quickstart, {stage} stage, {threads} threads")
 
     def races(self, section: str) -> int:
@@ -199,7 +198,7 @@ def of_length(shape: Shape, total: int) -> Shape:
 
 
 def together(turns: list[dict[str, float]]) -> Row:
-    """Median of the turns, each a process's median step, with the least and the most."""
+    """Median of the turns, each the median of its steps, with the least and the most."""
     kinds = ("cpu", "wall")
     found = {kind: [turn[kind] for turn in turns] for kind in kinds}
     return {k: {"median": median(x), "least": min(x), "most": max(x)} for k, x in found.items()} | {

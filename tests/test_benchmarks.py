@@ -166,11 +166,27 @@ def test_a_quick_run(tmp_path: Path) -> None:
 
 @pytest.mark.soak  # what it checks is that the steps of a real run are found and timed: 13 s
 def test_a_training_step_is_timed(tmp_path: Path) -> None:
-    done = run("training_step.py", "--stage", "first", "--steps", "3", "--run", str(tmp_path / "run"))
+    options = ("--backends", "chunked", "reference", "--steps", "3", "--turns", "2")
+    done = run("training_step.py", "--stage", "first", *options, "--run", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert set(found) == {"cpu", "wall"}
-    assert min(found.values()) > 0
+    assert [len(turns) for turns in found.values()] == [2, 2]
+    for kind in ("cpu", "wall"):  # the reference is a loop over tokens
+        assert 0 < max(turn[kind] for turn in found["chunked"]) < min(turn[kind] for turn in found["reference"])
+
+
+def test_backends_take_steps_in_turns(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = load("training_step")
+    clock, now = step.Clock(["native", "chunked"]), [0.0]
+    monkeypatch.setenv("NEURALMEM_BACKEND", "")
+    for module_clock in ("process_time", "perf_counter"):
+        monkeypatch.setattr(step, module_clock, lambda: now[0])
+    for _ in range(2 * (step.FIRST_STEPS + 6)):
+        clock.on_train_batch_start()
+        now[0] += {"native": 2, "chunked": 3}[step.os.environ["NEURALMEM_BACKEND"]]
+        clock.on_train_batch_end()
+    for name, seconds in (("native", 2), ("chunked", 3)):
+        assert clock.turns(name, 3) == [{"cpu": seconds, "wall": seconds}] * 3
 
 
 def test_a_long_test_is_as_bad_as_its_worst_part_and_written_down_at_once(
