@@ -74,18 +74,22 @@ class TitansMAC(Layer):
         return self._on_grid(self.norm(x), state, rows, memory)
 
     def _begins_segment(self, x: Tensor, state: MACState) -> bool:
-        """Whether every row's next token does, and a whole segment follows: for less, asking the device costs more."""
-        return x.shape[1] >= self.size and not bool(state.filled.any())
+        """Whether every row's next token does, and a whole segment follows: for less, asking the device costs more.
+
+        A segment that ended frozen left its first tokens' writes unfinished: then the memory does not begin a chunk.
+        """
+        return x.shape[1] >= self.size and not bool((state.filled + state.memory.filled).any())
 
     def _in_segments(self, x: Tensor, state: MACState) -> tuple[Tensor, MACState]:
         """A call that begins with a segment: whole ones, then the rest. Two calls of the memory for each, not three."""
         whole = x.shape[1] // self.size * self.size
-        remembered, outputs = state.memory, []
+        remembered, anchor, outputs = state.memory, state.anchor, []
         for part in x[:, :whole].split(self.size, dim=1) if whole else ():
-            y, _ = self.attention(part, self.memory.recall(part, remembered.weights))
+            y, _ = self.attention(part, self.memory.recall(part, anchor))
             m, remembered = self.memory.segment(self.written_norm(part + y), remembered)
+            anchor = remembered.weights
             outputs.append(self.gate(y, m))
-        rest, anchor, segment = x[:, whole:], remembered.weights, state.segment
+        rest, segment = x[:, whole:], state.segment
         if rest.shape[1]:
             y, new = self.attention(rest, self.memory.recall(rest, anchor))
             m, remembered = self.memory(self.written_norm(rest + y), remembered, rows=Rows())

@@ -96,6 +96,20 @@ def test_mac_goes_on_from_a_segments_end_as_on_the_grid(tokens: int, monkeypatch
     torch.testing.assert_close(grad, wanted)
 
 
+@pytest.mark.parametrize("quiet", ["frozen", "off"])
+@pytest.mark.parametrize("written", [0, 3, 4, 5])  # chunks of 4: unfinished, whole, and one more
+def test_mac_goes_on_from_a_segment_that_ended_quiet(written: int, quiet: str) -> None:
+    """What such a segment wrote first may be unfinished, or in the weights and not in those that recall."""
+    layer, x, more = build("titans_mac"), draw(6), draw(12)
+    _, state = layer.mix(x[:, :written], None, Rows(), "on")
+    _, state = layer.mix(x[:, written:], state, Rows(), quiet)
+    there = torch.ones(2, 12, dtype=torch.bool)
+    wanted, after_wanted = layer.mix(more, state, Rows(mask=there), "on")
+    y, after = layer.mix(more, state, Rows(), "on")
+    torch.testing.assert_close(y, wanted)
+    torch.testing.assert_close(dict(after.items()), dict(after_wanted.items()))
+
+
 def test_mac_attention_does_not_cross_segments() -> None:
     layer, x = build("titans_mac", memory=replace(CONFIG.memory, convolution=1)), draw(12)
     changed = x.clone()
