@@ -181,9 +181,10 @@ def test_backends_take_steps_in_turns(load: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("NEURALMEM_BACKEND", "")
     for module_clock in ("process_time", "perf_counter"):
         monkeypatch.setattr(step, module_clock, lambda: now[0])
-    for _ in range(2 * (step.FIRST_STEPS + 6)):
+    for i in range(2 * (step.FIRST_STEPS + 6)):
         clock.on_train_batch_start()
-        now[0] += {"native": 2, "chunked": 3}[step.os.environ["NEURALMEM_BACKEND"]]
+        slow = 100 if i < 2 * step.FIRST_STEPS else 0  # and not counted
+        now[0] += slow + {"native": 2, "chunked": 3}[step.os.environ["NEURALMEM_BACKEND"]]
         clock.on_train_batch_end()
     for name, seconds in (("native", 2), ("chunked", 3)):
         assert clock.turns(name, 3) == [{"cpu": seconds, "wall": seconds}] * 3

@@ -115,7 +115,7 @@ def test_the_compiler_takes_what_a_gpu_can_as_a_constant() -> None:
 @pytest.mark.parametrize("checkpoint_every", [None, 2])
 @pytest.mark.parametrize("options", list(CALLS.values())[:3], ids=list(CALLS)[:3])
 def test_no_gradient_of_the_last_state_is_one_of_zero(options: dict[str, Any], checkpoint_every: int | None) -> None:
-    """Backward leaves out what such a gradient would bring, also before a reset; not one number differs."""
+    """Backward leaves out what such a gradient would bring; not one number differs."""
     call, found = make(**options), []
     for share in (None, 0.0):
         y, weights, momentum = call.run(backend="native", checkpoint_every=checkpoint_every)
